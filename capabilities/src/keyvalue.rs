@@ -1,0 +1,212 @@
+//! Keys and values in named buckets.
+//!
+//! The trait is small on purpose: batches, conditional writes and compare-and-swap are derived from it
+//! once, in the interface that serves the WIT packages.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::time::Duration;
+
+use crate::BoxError;
+
+/// The longest key, in bytes of UTF-8.
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// The largest value, in bytes: 1 MiB less room for a storage's own headers.
+pub const VALUE_BYTES_MAX: usize = (1 << 20) - (8 << 10);
+
+/// A store of keys and values, already scoped to who asked for it.
+///
+/// Bucket names are the guest's; the plugin maps them to names of its storage (see [`crate::names`]).
+#[async_trait]
+pub trait KeyValueStore: Send + Sync + 'static {
+    /// Makes `bucket` usable, creating it when configured to.
+    ///
+    /// Errors: [`Error::NoSuchBucket`] when it is absent and may not be created;
+    /// [`Error::InvalidArgument`] for a name the storage cannot hold.
+    /// Source: `wasi:keyvalue/store.open`.
+    async fn open(&self, bucket: &str) -> Result<()>;
+
+    /// The value and version at `key`; `None` when absent or expired.
+    ///
+    /// Source: `wasi:keyvalue/store.bucket.get`.
+    async fn get(&self, bucket: &str, key: &str) -> Result<Option<Entry>>;
+
+    /// Writes when `put.guard` holds, atomically. The new version, or `None` when the guard failed.
+    ///
+    /// Errors: [`Error::TooLarge`] above [`VALUE_BYTES_MAX`] or the storage's own limit.
+    async fn put(&self, bucket: &str, put: Put<'_>) -> Result<Option<Version>>;
+
+    /// Removes `key`; absent is success.
+    async fn delete(&self, bucket: &str, key: &str) -> Result<()>;
+
+    /// At most `range.limit` keys after `range.after`, in byte order, starting with `range.prefix`.
+    async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page>;
+
+    /// Adds `delta` to the counter at `key` and returns the sum; a missing key counts as 0.
+    ///
+    /// Shape: counters are 8-byte big-endian signed integers, see [`counter`].
+    /// Errors: [`Error::NotACounter`] for a value of another shape, [`Error::Overflow`]; never one for
+    /// contention. The default is a compare-and-swap loop; a storage that can do better overrides it.
+    async fn increment(&self, bucket: &str, key: &str, delta: i64) -> Result<i64> {
+        loop {
+            let entry = self.get(bucket, key).await?;
+            let (old, guard) = match &entry {
+                None => (0, Guard::Absent),
+                Some(entry) => (counter::decode(&entry.value)?, Guard::Version(entry.version)),
+            };
+            let sum = old.checked_add(delta).ok_or(Error::Overflow)?;
+            let put = Put { key, value: counter::encode(sum), guard, ttl: None };
+            if self.put(bucket, put).await?.is_some() {
+                return Ok(sum);
+            }
+        }
+    }
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub struct Put<'a> {
+    /// 1..=[`KEY_BYTES_MAX`] bytes of UTF-8.
+    pub key: &'a str,
+    /// 0..=[`VALUE_BYTES_MAX`] bytes.
+    pub value: Bytes,
+    /// What must hold for the write to happen.
+    pub guard: Guard,
+    /// How long the value lives; rounded up to whole seconds. `None` is for ever.
+    pub ttl: Option<Duration>,
+}
+
+/// The condition of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Always.
+    Any,
+    /// Only when the key is absent or expired.
+    Absent,
+    /// Only when the key's version is still this one.
+    Version(Version),
+}
+
+/// Names one state of a key: equal means unchanged. It never repeats for a key, also not after a delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(pub u64);
+
+/// What is stored at a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The bytes as written.
+    pub value: Bytes,
+    /// The state that holds them.
+    pub version: Version,
+}
+
+/// Which keys to list.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyRange<'a> {
+    /// Only keys that start with this; empty for all.
+    pub prefix: &'a str,
+    /// Only keys greater than this one (the last key of the previous page).
+    pub after: Option<&'a str>,
+    /// How many keys at most; at least 1.
+    pub limit: usize,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In byte order, without repeats.
+    pub keys: Vec<String>,
+    /// Whether keys remain after the last one.
+    pub more: bool,
+}
+
+/// Why a key-value operation failed.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bucket does not exist and was not to be created.
+    #[error("bucket '{0}' does not exist")]
+    NoSuchBucket(String),
+    /// The storage refused this host's credentials.
+    #[error("access denied")]
+    AccessDenied,
+    /// A name or key the storage cannot hold.
+    #[error("invalid argument: {0}")]
+    InvalidArgument(String),
+    /// The value is larger than may be stored.
+    #[error("value of {bytes} bytes exceeds {bytes_max}")]
+    TooLarge {
+        /// The value's size.
+        bytes: usize,
+        /// The limit in force.
+        bytes_max: usize,
+    },
+    /// The value at the key is not a counter.
+    #[error("value of {0} bytes is not a counter of 8 bytes")]
+    NotACounter(usize),
+    /// The sum does not fit.
+    #[error("counter overflow")]
+    Overflow,
+    /// The storage did not answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The storage cannot be reached; trying again may help.
+    #[error("storage unavailable")]
+    Unavailable(#[source] BoxError),
+    /// The storage has no such function.
+    #[error("{0} is not supported by this storage")]
+    Unsupported(&'static str),
+    /// Anything else the storage's client said.
+    #[error("storage error")]
+    Internal(#[source] BoxError),
+}
+
+/// What key-value operations return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Refuses keys that no storage takes.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an empty key, one over [`KEY_BYTES_MAX`], or one with a NUL.
+pub fn check_key(key: &str) -> Result<()> {
+    match key.len() {
+        0 => Err(Error::InvalidArgument("the key is empty".to_owned())),
+        n if n > KEY_BYTES_MAX => {
+            Err(Error::InvalidArgument(format!("key of {n} bytes exceeds {KEY_BYTES_MAX}")))
+        }
+        _ if key.contains('\0') => Err(Error::InvalidArgument("the key has a NUL byte".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses values over `bytes_max`.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn check_value(value: &[u8], bytes_max: usize) -> Result<()> {
+    match value.len() {
+        bytes if bytes > bytes_max => Err(Error::TooLarge { bytes, bytes_max }),
+        _ => Ok(()),
+    }
+}
+
+/// The one encoding of counters, the same on every storage.
+pub mod counter {
+    use super::{Error, Result};
+    use bytes::Bytes;
+
+    /// 8 bytes, big-endian, signed.
+    pub fn encode(value: i64) -> Bytes {
+        Bytes::copy_from_slice(&value.to_be_bytes())
+    }
+
+    /// Reads what [`encode`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::NotACounter`] for any other length.
+    pub fn decode(value: &[u8]) -> Result<i64> {
+        let bytes = value.try_into().map_err(|_| Error::NotACounter(value.len()))?;
+        Ok(i64::from_be_bytes(bytes))
+    }
+}

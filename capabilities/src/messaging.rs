@@ -1,0 +1,184 @@
+//! Messages by subject.
+//!
+//! Subjects are those of NATS: tokens joined by `.`; a subscription may use `*` for one token and `>` for
+//! the rest.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::Stream;
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::BoxError;
+
+/// A message bus.
+#[async_trait]
+pub trait MessageBus: Send + Sync + 'static {
+    /// Which kinds of delivery this bus has; anything else asked of it is [`Error::Unsupported`].
+    fn offers(&self) -> Offers;
+
+    /// Sends `message` to whoever listens; nobody listening is success.
+    ///
+    /// Errors: [`Error::InvalidSubject`], [`Error::TooLarge`], [`Error::Unavailable`].
+    /// Source: `wasmcloud:messaging/consumer.publish`.
+    async fn publish(&self, message: Message) -> Result<()>;
+
+    /// Sends `message` (whose `reply_to` is not used) and waits for the first answer.
+    ///
+    /// Errors: [`Error::NoResponders`] when nobody listens, [`Error::Timeout`] after `timeout`.
+    /// Source: `wasmcloud:messaging/consumer.request`.
+    async fn request(&self, message: Message, timeout: Duration) -> Result<Message>;
+
+    /// Messages on `subject` from now on: when this returns, the subscription is in force.
+    ///
+    /// With a `group`, each message goes to one subscriber of the group; without, to every one.
+    /// Dropping the subscription ends it.
+    async fn subscribe(&self, subject: &str, group: Option<&str>) -> Result<Subscription>;
+}
+
+/// Which kinds of delivery a bus has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// Subscriptions without a group.
+    pub broadcast: bool,
+    /// [`MessageBus::request`].
+    pub request: bool,
+    /// Deliveries that come again until they are settled.
+    pub durable: bool,
+}
+
+/// A stream of deliveries; dropping it unsubscribes.
+pub type Subscription = Pin<Box<dyn Stream<Item = Delivery> + Send>>;
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Where it goes, or came from.
+    pub subject: String,
+    /// Any bytes.
+    pub body: Bytes,
+    /// Where an answer is expected, if one is.
+    pub reply_to: Option<String>,
+}
+
+/// One message handed to a subscriber.
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// 1 for the first time this message is delivered.
+    pub attempt: u32,
+    /// How the subscriber says what came of it.
+    pub settle: Settle,
+}
+
+/// Says what came of a delivery. Dropped unsettled means retry; on a bus without durable delivery
+/// settling does nothing.
+pub struct Settle(Option<Box<dyn Settlement>>);
+
+/// What a durable bus does when a delivery is settled.
+#[async_trait]
+pub trait Settlement: Send + Sync {
+    /// Carries out `outcome`.
+    async fn settle(self: Box<Self>, outcome: Outcome) -> Result<()>;
+}
+
+/// What came of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Ack,
+    /// Deliver again, after a delay if one is given.
+    Retry(Option<Duration>),
+    /// Never deliver again: dead letter.
+    Reject,
+}
+
+impl Settle {
+    /// For a bus that delivers at most once.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// For a bus that wants to know.
+    pub fn by(settlement: impl Settlement + 'static) -> Self {
+        Self(Some(Box::new(settlement)))
+    }
+
+    /// Tells the bus `outcome`.
+    ///
+    /// # Errors
+    /// Those of the bus; the message is then delivered again.
+    pub async fn settle(mut self, outcome: Outcome) -> Result<()> {
+        match self.0.take() {
+            Some(settlement) => settlement.settle(outcome).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a messaging operation failed.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not a subject, or one with wildcards where none may be.
+    #[error("invalid subject '{0}'")]
+    InvalidSubject(String),
+    /// The broker refused this host's credentials for the subject.
+    #[error("access denied")]
+    AccessDenied,
+    /// The body is larger than the broker takes.
+    #[error("message of {bytes} bytes exceeds {bytes_max}")]
+    TooLarge {
+        /// The body's size.
+        bytes: usize,
+        /// The limit in force.
+        bytes_max: usize,
+    },
+    /// Nobody listens on the subject of a request.
+    #[error("no responders")]
+    NoResponders,
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The broker cannot be reached; trying again may help.
+    #[error("broker unavailable")]
+    Unavailable(#[source] BoxError),
+    /// The bus has no such function.
+    #[error("{0} is not supported by this bus")]
+    Unsupported(&'static str),
+    /// Anything else the broker's client said.
+    #[error("broker error")]
+    Internal(#[source] BoxError),
+}
+
+/// What messaging operations return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whether `subject` may be published to: tokens without wildcards or white space.
+pub fn is_subject(subject: &str) -> bool {
+    is_filter(subject) && !subject.split('.').any(|token| token == "*" || token == ">")
+}
+
+/// Whether `filter` may be subscribed to: `*` stands for one token, a last `>` for one or more.
+pub fn is_filter(filter: &str) -> bool {
+    let tokens = filter.split('.').count();
+    filter.split('.').enumerate().all(|(i, token)| {
+        !token.is_empty()
+            && !token.chars().any(|c| c.is_whitespace() || c.is_control())
+            && (token != ">" || i + 1 == tokens)
+    })
+}
+
+/// Whether a message on `subject` belongs to a subscription to `filter`.
+pub fn matches(filter: &str, subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    for wanted in filter.split('.') {
+        match (wanted, tokens.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (wanted, Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}

@@ -1,0 +1,3 @@
+//! Commands in, replies out.
+
+pub mod nats;

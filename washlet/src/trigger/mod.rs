@@ -1,0 +1,3 @@
+//! What drives the exports of components.
+
+pub mod http;
