@@ -1,1 +1,20 @@
-//! (map)
+//! The fleet under test: real servers and real hosts as child processes, on free ports.
+//!
+//! Everything started here is killed when its handle is dropped, and listens on 127.0.0.1 only.
+//! Nothing here knows wasm or the inside of a host: it speaks NATS, HTTP and signals.
+//!
+//! | module | what it starts or does |
+//! |---|---|
+//! | [`nats`] | a `nats-server` with JetStream |
+//! | [`registry`] | an OCI registry |
+//! | [`proxy`] | a TCP proxy that counts, pauses and cuts |
+//! | [`process`] | a child process and what it printed |
+//! | [`tools`] | where the server binaries are |
+//! | [`wait`] | waits on a state, with a deadline |
+
+pub mod nats;
+pub mod process;
+pub mod proxy;
+pub mod registry;
+pub mod tools;
+pub mod wait;

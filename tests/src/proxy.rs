@@ -1,0 +1,153 @@
+//! A TCP proxy that counts, pauses and cuts.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::Result;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+/// Stands between a client and a server: forwards bytes, counts them, holds them back, or closes
+/// every connection. Stops when dropped.
+pub struct Proxy {
+    address: String,
+    mode: watch::Sender<Mode>,
+    seen: Arc<Seen>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Mode {
+    paused: bool,
+    /// Connections made under an older number are closed.
+    cuts: u64,
+}
+
+#[derive(Default)]
+struct Seen {
+    connections: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1 and forwards to `upstream`, a `host:port`, which need
+    /// not be there yet.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(upstream: &str) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let (mode, watched) = watch::channel(Mode::default());
+        let seen = Arc::new(Seen::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(
+            listener,
+            upstream.to_owned(),
+            watched,
+            Arc::clone(&seen),
+        ));
+        Ok(Self {
+            address,
+            mode,
+            seen,
+            _tasks: tasks,
+        })
+    }
+
+    /// `127.0.0.1:<port>` where it listens.
+    pub fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Accepts connections but forwards no byte from now on, in either direction.
+    pub fn pause(&self) {
+        self.mode.send_modify(|mode| mode.paused = true);
+    }
+
+    /// Forwards again, first what was held back.
+    pub fn resume(&self) {
+        self.mode.send_modify(|mode| mode.paused = false);
+    }
+
+    /// Closes every connection there is; new ones are accepted.
+    pub fn cut(&self) {
+        self.mode.send_modify(|mode| mode.cuts += 1);
+    }
+
+    /// How many connections were accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.seen.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes were forwarded from the server to clients so far.
+    pub fn bytes(&self) -> u64 {
+        self.seen.bytes.load(Ordering::SeqCst)
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    upstream: String,
+    mode: watch::Receiver<Mode>,
+    seen: Arc<Seen>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((client, _)) = listener.accept() => {
+                seen.connections.fetch_add(1, Ordering::SeqCst);
+                connections.spawn(connection(client, upstream.clone(), mode.clone(), Arc::clone(&seen)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    upstream: String,
+    mut mode: watch::Receiver<Mode>,
+    seen: Arc<Seen>,
+) {
+    let made_under = mode.borrow().cuts;
+    let (up, down) = (mode.clone(), mode.clone());
+    let forward = async {
+        let server = TcpStream::connect(&upstream).await?;
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        let upward = Seen::default();
+        tokio::try_join!(
+            copy(from_client, to_server, up, &upward),
+            copy(from_server, to_client, down, &seen),
+        )
+    };
+    tokio::select! {
+        _ = forward => {}
+        _ = mode.wait_for(|mode| mode.cuts > made_under) => {}
+    }
+}
+
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut mode: watch::Receiver<Mode>,
+    seen: &Seen,
+) -> std::io::Result<()> {
+    let mut chunk = vec![0; 16 << 10];
+    loop {
+        let read = from.read(&mut chunk).await?;
+        let gone = mode.wait_for(|mode| !mode.paused).await.is_err();
+        if read == 0 || gone {
+            return to.shutdown().await;
+        }
+        to.write_all(chunk.get(..read).unwrap_or_default()).await?;
+        seen.bytes.fetch_add(read as u64, Ordering::SeqCst);
+    }
+}
