@@ -83,16 +83,27 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> Arc<dyn ConfigSource> {
-        Arc::new(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>())
+        Arc::new(
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect::<BTreeMap<_, _>>(),
+        )
     }
 
     #[tokio::test]
     async fn the_first_layer_with_a_key_wins() {
-        let layered = Layered::new(vec![map(&[("a", "strong")]), map(&[("a", "weak"), ("b", "weak")])]);
+        let layered = Layered::new(vec![
+            map(&[("a", "strong")]),
+            map(&[("a", "weak"), ("b", "weak")]),
+        ]);
         assert_eq!(layered.get("a").await.unwrap().as_deref(), Some("strong"));
         assert_eq!(layered.get("b").await.unwrap().as_deref(), Some("weak"));
         assert_eq!(layered.get("c").await.unwrap(), None);
         let all = layered.all().await.unwrap();
-        assert_eq!(all.into_iter().collect::<Vec<_>>(), [("a".into(), "strong".into()), ("b".into(), "weak".into())]);
+        assert_eq!(
+            all.into_iter().collect::<Vec<_>>(),
+            [("a".into(), "strong".into()), ("b".into(), "weak".into())]
+        );
     }
 }

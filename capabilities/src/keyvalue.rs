@@ -53,10 +53,18 @@ pub trait KeyValueStore: Send + Sync + 'static {
             let entry = self.get(bucket, key).await?;
             let (old, guard) = match &entry {
                 None => (0, Guard::Absent),
-                Some(entry) => (counter::decode(&entry.value)?, Guard::Version(entry.version)),
+                Some(entry) => (
+                    counter::decode(&entry.value)?,
+                    Guard::Version(entry.version),
+                ),
             };
             let sum = old.checked_add(delta).ok_or(Error::Overflow)?;
-            let put = Put { key, value: counter::encode(sum), guard, ttl: None };
+            let put = Put {
+                key,
+                value: counter::encode(sum),
+                guard,
+                ttl: None,
+            };
             if self.put(bucket, put).await?.is_some() {
                 return Ok(sum);
             }
@@ -172,9 +180,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub fn check_key(key: &str) -> Result<()> {
     match key.len() {
         0 => Err(Error::InvalidArgument("the key is empty".to_owned())),
-        n if n > KEY_BYTES_MAX => {
-            Err(Error::InvalidArgument(format!("key of {n} bytes exceeds {KEY_BYTES_MAX}")))
-        }
+        n if n > KEY_BYTES_MAX => Err(Error::InvalidArgument(format!(
+            "key of {n} bytes exceeds {KEY_BYTES_MAX}"
+        ))),
         _ if key.contains('\0') => Err(Error::InvalidArgument("the key has a NUL byte".to_owned())),
         _ => Ok(()),
     }
@@ -206,7 +214,9 @@ pub mod counter {
     /// # Errors
     /// [`Error::NotACounter`] for any other length.
     pub fn decode(value: &[u8]) -> Result<i64> {
-        let bytes = value.try_into().map_err(|_| Error::NotACounter(value.len()))?;
+        let bytes = value
+            .try_into()
+            .map_err(|_| Error::NotACounter(value.len()))?;
         Ok(i64::from_be_bytes(bytes))
     }
 }

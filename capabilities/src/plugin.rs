@@ -95,20 +95,32 @@ pub struct Settings<'a> {
 impl<'a> Settings<'a> {
     /// Nothing has been read yet.
     pub fn new(values: &'a BTreeMap<String, String>) -> Self {
-        Self { values, known: Mutex::new(BTreeSet::new()) }
+        Self {
+            values,
+            known: Mutex::new(BTreeSet::new()),
+        }
     }
 
     /// Marks `keys` as read by somebody else.
     #[must_use]
     pub fn also_known(self, keys: &[&'static str]) -> Self {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(keys);
         self
     }
 
     /// The value of `key`, trimmed; `None` when it is absent or empty.
     pub fn text(&self, key: &'static str) -> Option<&'a str> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
-        self.values.get(key).map(|value| value.trim()).filter(|value| !value.is_empty())
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key);
+        self.values
+            .get(key)
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
     }
 
     /// The value of `key` as `true` or `false`.
@@ -131,7 +143,9 @@ impl<'a> Settings<'a> {
     ) -> Result<Option<T>, OpenError> {
         match self.text(key) {
             None => Ok(None),
-            Some(value) => parse(value).map(Some).ok_or(OpenError::Setting { key, expected }),
+            Some(value) => parse(value)
+                .map(Some)
+                .ok_or(OpenError::Setting { key, expected }),
         }
     }
 
@@ -141,12 +155,19 @@ impl<'a> Settings<'a> {
     /// [`OpenError::UnknownSettings`] with the unknown and the known keys.
     pub fn finish(&self) -> Result<(), OpenError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let unknown: Vec<String> =
-            self.values.keys().filter(|key| !known.contains(key.as_str())).cloned().collect();
+        let unknown: Vec<String> = self
+            .values
+            .keys()
+            .filter(|key| !known.contains(key.as_str()))
+            .cloned()
+            .collect();
         if unknown.is_empty() {
             return Ok(());
         }
-        Err(OpenError::UnknownSettings { unknown, known: known.iter().copied().collect() })
+        Err(OpenError::UnknownSettings {
+            unknown,
+            known: known.iter().copied().collect(),
+        })
     }
 }
 
@@ -160,7 +181,10 @@ pub struct Plugins {
 impl Plugins {
     /// `default` serves host interfaces that name no `backend`.
     pub fn new(default: &'static str) -> Self {
-        Self { default, plugins: BTreeMap::new() }
+        Self {
+            default,
+            plugins: BTreeMap::new(),
+        }
     }
 
     /// Registers `plugin` under its name.
@@ -181,10 +205,13 @@ impl Plugins {
             Some("in-memory") => "memory",
             Some(name) => name,
         };
-        self.plugins.get(name).map(|plugin| &**plugin).ok_or_else(|| OpenError::NoSuchPlugin {
-            name: name.to_owned(),
-            known: self.plugins.keys().copied().collect(),
-        })
+        self.plugins
+            .get(name)
+            .map(|plugin| &**plugin)
+            .ok_or_else(|| OpenError::NoSuchPlugin {
+                name: name.to_owned(),
+                known: self.plugins.keys().copied().collect(),
+            })
     }
 
     /// Closes every plugin, one after the other.

@@ -1,0 +1,58 @@
+//! The plugin for development and tests: everything in this process, gone with it.
+//!
+//! State belongs to the [`Memory`] instance: workloads of one host that name the same bucket share it
+//! under the same rules of scope as on any other storage.
+
+use async_trait::async_trait;
+use std::sync::Arc;
+
+use crate::keyvalue::KeyValueStore;
+use crate::messaging::MessageBus;
+use crate::plugin::{Ask, OpenError, Plugin};
+
+mod keyvalue;
+mod messaging;
+
+/// Key-value and messaging in this process.
+pub struct Memory {
+    buckets: Arc<keyvalue::Buckets>,
+    bus: Arc<messaging::Bus>,
+}
+
+impl Memory {
+    /// Empty.
+    ///
+    /// Units: `bytes_max` bounds what all buckets hold together: keys, values and 64 bytes for each;
+    /// a write that would exceed it fails.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            buckets: Arc::new(keyvalue::Buckets::new(bytes_max)),
+            bus: Arc::default(),
+        }
+    }
+
+    /// How many messages were dropped because their subscriber did not keep up.
+    pub fn messages_dropped(&self) -> u64 {
+        self.bus.dropped()
+    }
+}
+
+#[async_trait]
+impl Plugin for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    /// Reads the settings `shared` and `create`.
+    async fn keyvalue(&self, ask: &Ask<'_>) -> Result<Arc<dyn KeyValueStore>, OpenError> {
+        Ok(Arc::new(keyvalue::Store {
+            buckets: self.buckets.clone(),
+            scope: ask.scope()?,
+            create: ask.settings.boolean("create")?.unwrap_or(true),
+        }))
+    }
+
+    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        Ok(Arc::new(self.bus.clone()))
+    }
+}

@@ -1,0 +1,21 @@
+//! The memory plugin keeps the contract.
+
+use capabilities::contract;
+use capabilities::memory::Memory;
+use std::collections::BTreeMap;
+
+const BYTES_MAX: usize = 64 << 20;
+
+#[tokio::test]
+async fn keyvalue() {
+    contract::keyvalue::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messaging() {
+    contract::messaging::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}
