@@ -1,1 +1,214 @@
-//! (map)
+//! Compiles, links and runs WebAssembly components; one implementation per WIT interface.
+//!
+//! ```text
+//! bytes ─compile─► Compiled ─link(Grant)─► Runnable ─http / message─► a fresh instance per call
+//! ```
+//! | module | what it holds |
+//! |---|---|
+//! | [`wit`] | names and versions of interfaces |
+//! | [`compile`](CompileError) | bytes → [`Compiled`], shared by digest |
+//! | [`interface`] | what serves imports |
+//! | [`link`](LinkError) | [`Compiled`] → [`Runnable`] |
+//! | [`invoke`] | calling exports |
+//!
+//! Invariants: this crate knows no NATS, no listener and no registry; it spawns no task; the state of an
+//! interface lives in the closures it links, so dropping a [`Runnable`] frees its capabilities.
+
+pub mod allowed_hosts;
+mod compile;
+mod ctx;
+pub mod interface;
+pub mod invoke;
+mod limits;
+mod link;
+mod runnable;
+pub mod wit;
+
+pub use compile::{CompileError, Compiled};
+pub use ctx::{Ctx, Owner};
+pub use interface::http::{TrustError, TrustRoots};
+pub use interface::messaging::SUBSCRIPTION_KEYS;
+pub use link::{Grant, LinkError};
+pub use runnable::Runnable;
+
+use bytes::Bytes;
+use capabilities::plugin::Plugins;
+use futures::future::BoxFuture;
+use interface::Interfaces;
+use limits::Ticker;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use wasmtime::component::Linker;
+use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// Who finishes a guest's work that outlives its response. The engine spawns nothing itself.
+pub type Background = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
+
+/// What an engine is told before it starts.
+#[derive(Clone)]
+pub struct Config {
+    /// The largest memory of one instance, in bytes; a component's limit may not be above it.
+    pub memory_bytes_max: u64,
+    /// How many instances may live at once.
+    pub instances_max: u32,
+    /// How long a call waits for one of them.
+    pub instance_wait: Duration,
+    /// CPU time of one call.
+    pub call_cpu_max: Duration,
+    /// Wall time of one call until the head of its response, or until it returns.
+    pub call_time_max: Duration,
+    /// Compilations at once.
+    pub compiles_in_flight: usize,
+    /// Bucket names are the storage's own, not scoped by the workload's namespace.
+    pub flat_names: bool,
+    /// Whom outgoing HTTPS trusts.
+    pub trust_roots: TrustRoots,
+    /// Who finishes a guest's work that outlives its response.
+    pub background: Background,
+}
+
+/// Why an engine cannot be made.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Wasmtime refused the configuration on this machine.
+    #[error("failed to start the WebAssembly engine: {0}")]
+    Start(String),
+    /// The thread that measures guests' time could not be started.
+    #[error("failed to start the epoch thread")]
+    Ticker(#[source] std::io::Error),
+}
+
+/// Runs components; clones are the same engine.
+#[derive(Clone)]
+pub struct Engine(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) engine: wasmtime::Engine,
+    pub(crate) linker: Linker<Ctx>,
+    pub(crate) config: Config,
+    pub(crate) plugins: Plugins,
+    pub(crate) interfaces: Interfaces,
+    pub(crate) instances: Arc<Semaphore>,
+    compiled: moka::future::Cache<String, Arc<Compiled>>,
+    compiling: Semaphore,
+    _ticker: Ticker,
+}
+
+/// How many compiled components are kept that no workload uses.
+const COMPILED_IDLE_MAX: u64 = 64;
+
+impl Engine {
+    /// Makes an engine that opens capabilities from `plugins` through `interfaces`.
+    ///
+    /// # Errors
+    /// [`Error`] when the machine cannot hold even the smallest pool.
+    pub fn new(config: Config, plugins: Plugins, interfaces: Interfaces) -> Result<Self, Error> {
+        let start = |error: wasmtime::Error| Error::Start(format!("{error:#}"));
+        let (engine, instances) = allocate(&config)?;
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(start)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(start)?;
+        let ticker = Ticker::start(engine.weak()).map_err(Error::Ticker)?;
+        Ok(Self(Arc::new(Inner {
+            engine,
+            linker,
+            plugins,
+            interfaces,
+            instances: Arc::new(Semaphore::new(instances as usize)),
+            compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
+            compiling: Semaphore::new(config.compiles_in_flight.max(1)),
+            config,
+            _ticker: ticker,
+        })))
+    }
+
+    /// What this engine was told.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Where its capabilities come from.
+    pub fn plugins(&self) -> &Plugins {
+        &self.0.plugins
+    }
+
+    /// What it serves beyond WASI.
+    pub fn interfaces(&self) -> &Interfaces {
+        &self.0.interfaces
+    }
+
+    /// Compiles `bytes`, or returns what was compiled for `digest` before; callers with one digest share one
+    /// compilation.
+    ///
+    /// # Errors
+    /// [`CompileError`].
+    pub async fn compile(&self, digest: &str, bytes: Bytes) -> Result<Arc<Compiled>, CompileError> {
+        let inner = &self.0;
+        let compile = compile::compile(&inner.engine, &inner.compiling, digest, bytes);
+        inner
+            .compiled
+            .try_get_with_by_ref(digest, compile)
+            .await
+            .map_err(|error| CompileError::clone(&error))
+    }
+
+    /// Links `compiled` with what `grant` gives it.
+    ///
+    /// # Errors
+    /// [`LinkError`], which names the import and the remedy.
+    pub async fn link(&self, compiled: &Compiled, grant: Grant) -> Result<Runnable, LinkError> {
+        link::link(self, compiled, grant).await
+    }
+}
+
+/// The largest pool this machine holds; small address spaces get smaller ones, and at last none.
+fn allocate(config: &Config) -> Result<(wasmtime::Engine, u32), Error> {
+    let mut refused = String::new();
+    for instances in [
+        config.instances_max,
+        config.instances_max / 8,
+        config.instances_max / 64,
+    ] {
+        let instances = instances.max(8);
+        match wasmtime::Engine::new(&tuned(Some((instances, config.memory_bytes_max)))) {
+            Ok(engine) => {
+                tracing::debug!(instances, "instances come from a pool");
+                return Ok((engine, instances));
+            }
+            Err(error) => refused = format!("{error:#}"),
+        }
+    }
+    tracing::warn!(
+        refused,
+        "no pool of instances fits this machine; memory is allocated on demand"
+    );
+    let engine =
+        wasmtime::Engine::new(&tuned(None)).map_err(|error| Error::Start(format!("{error:#}")))?;
+    Ok((engine, config.instances_max))
+}
+
+fn tuned(pool: Option<(u32, u64)>) -> wasmtime::Config {
+    let mut tuned = wasmtime::Config::new();
+    tuned.epoch_interruption(true);
+    // Only WASI 0.2 runs on this engine, and it pays for concurrency support without using it.
+    tuned.concurrency_support(false);
+    if let Some((instances, memory_bytes_max)) = pool {
+        let mut pool = PoolingAllocationConfig::new();
+        // A component is about four core instances, with one or two memories and tables.
+        pool.total_component_instances(instances)
+            .total_core_instances(instances.saturating_mul(6))
+            .total_memories(instances.saturating_mul(2))
+            .total_tables(instances.saturating_mul(4))
+            .total_stacks(instances)
+            .table_elements(100_000)
+            .max_memory_size(usize::try_from(memory_bytes_max).unwrap_or(usize::MAX))
+            // Resetting dirty pages in place costs far less than giving them back and faulting them in.
+            .linear_memory_keep_resident(1 << 20)
+            .table_keep_resident(1 << 20)
+            .pagemap_scan(Enabled::Auto);
+        tuned.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    }
+    tuned
+}

@@ -1,0 +1,153 @@
+//! The state of one instance: the `T` of `Store<T>`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::AsyncWrite;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::interface::http::Outgoing;
+use crate::limits::Limits;
+
+/// What every instance has: resources, WASI, outgoing HTTP, limits. Interfaces add nothing to it; their
+/// state lives in the closures they link.
+pub struct Ctx {
+    pub(crate) table: ResourceTable,
+    pub(crate) wasi: WasiCtx,
+    pub(crate) http: WasiHttpCtx,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) limits: Limits,
+}
+
+impl Ctx {
+    /// The resources of this instance.
+    pub fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
+impl WasiView for Ctx {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for Ctx {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.outgoing,
+        }
+    }
+}
+
+/// Who an instance belongs to, for logs.
+#[derive(Debug)]
+pub struct Owner {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload's name.
+    pub workload: String,
+    /// The workload's id.
+    pub workload_id: String,
+    /// The component's name.
+    pub component: String,
+}
+
+/// The longest line of guest output that is logged as one, in bytes.
+const LINE_BYTES_MAX: usize = 8 << 10;
+
+/// A guest's stdout or stderr: lines in the host's log, marked with their owner.
+#[derive(Clone)]
+pub(crate) struct GuestOutput {
+    owner: Arc<Owner>,
+    stream: &'static str,
+}
+
+impl GuestOutput {
+    pub(crate) fn new(owner: Arc<Owner>, stream: &'static str) -> Self {
+        Self { owner, stream }
+    }
+}
+
+impl IsTerminal for GuestOutput {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for GuestOutput {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(Lines {
+            output: self.clone(),
+            line: Vec::new(),
+        })
+    }
+}
+
+struct Lines {
+    output: GuestOutput,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn emit(&mut self) {
+        let line = String::from_utf8_lossy(&self.line);
+        let Owner {
+            namespace,
+            workload,
+            workload_id,
+            component,
+        } = &*self.output.owner;
+        tracing::info!(
+            target: "guest",
+            namespace, workload, workload_id, component,
+            stream = self.output.stream,
+            "{}", line.trim_end_matches('\r')
+        );
+        self.line.clear();
+    }
+}
+
+impl AsyncWrite for Lines {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        for byte in bytes {
+            if *byte == b'\n' {
+                self.emit();
+            } else {
+                self.line.push(*byte);
+                if self.line.len() >= LINE_BYTES_MAX {
+                    self.emit();
+                }
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            self.emit();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `wasi:config/store@0.2.0-rc.1`: the component's own values over those of the host interface entry.
+
+use async_trait::async_trait;
+use capabilities::config::{ConfigSource, Layered};
+use capabilities::report;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use wasmtime::component::{HasData, Linker};
+
+use super::{Interface, InterfaceError, Need, instance};
+use crate::ctx::Ctx;
+use crate::wit::{Served, WitName};
+use bindings::named_imports::wasi::config::store;
+use bindings::wasi::config::store::Error;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../wit/config",
+        world: "wasi:config/imports",
+        imports: { default: async | trappable },
+        named_imports: { "wasi:config/store": super::Route },
+    });
+}
+
+#[expect(unreachable_pub, reason = "generated bindings re-export it")]
+pub type Route = Arc<Layered>;
+
+/// Serves `wasi:config`.
+pub(crate) struct Config;
+
+#[async_trait]
+impl Interface for Config {
+    fn serves(&self) -> &'static [Served] {
+        &[Served {
+            namespace: "wasi",
+            package: "config",
+            interfaces: &["store"],
+            version: "0.2.0-rc.1",
+        }]
+    }
+
+    async fn link(
+        &self,
+        linker: &mut Linker<Ctx>,
+        imports: &[WitName],
+        need: &Need<'_>,
+    ) -> Result<(), InterfaceError> {
+        let mut layers: Vec<Arc<dyn ConfigSource>> = Vec::new();
+        let entry = imports.first().and_then(|import| need.entry(import));
+        if let Some(entry) = entry.filter(|entry| entry.config.contains_key("backend")) {
+            layers.push(
+                need.open("config", entry, &[], |plugin, ask| async move {
+                    plugin.config(&ask).await
+                })
+                .await?,
+            );
+        }
+        layers.push(Arc::new(need.config.clone()));
+        layers.push(Arc::new(
+            entry.map_or_else(BTreeMap::new, |entry| entry.config.clone()),
+        ));
+        let route = Arc::new(Layered::new(layers));
+        imports.iter().try_for_each(|import| {
+            instance(linker, import, |instance| {
+                store::add_to_linker_instance::<Ctx, Stateless>(
+                    instance,
+                    Arc::clone(&route),
+                    |_| View,
+                )
+            })
+        })
+    }
+}
+
+struct View;
+
+struct Stateless;
+
+impl HasData for Stateless {
+    type Data<'a> = View;
+}
+
+fn failed(error: &capabilities::config::Error) -> Error {
+    match error {
+        capabilities::config::Error::Unavailable(_) => Error::Io(report(error)),
+        _ => Error::Upstream(report(error)),
+    }
+}
+
+impl store::Host for View {
+    async fn get(
+        &mut self,
+        source: Route,
+        key: String,
+    ) -> wasmtime::Result<Result<Option<String>, Error>> {
+        Ok(source.get(&key).await.map_err(|error| failed(&error)))
+    }
+
+    async fn get_all(
+        &mut self,
+        source: Route,
+    ) -> wasmtime::Result<Result<Vec<(String, String)>, Error>> {
+        let all = source.all().await.map_err(|error| failed(&error));
+        Ok(all.map(|all| all.into_iter().collect()))
+    }
+}

@@ -1,0 +1,348 @@
+//! Outgoing HTTP: who may be asked, with which trust, for how long.
+//!
+//! Each component has a client of its own, made at its first request: connections and TLS sessions are
+//! never shared between workloads. Addresses are checked where names are resolved, so that a name cannot
+//! lead where an address may not.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use crate::allowed_hosts::{AllowedHosts, Reach, address_is_reachable, bare};
+
+/// Requests under way at once from one component.
+const REQUESTS_MAX: usize = 128;
+
+/// How long a request waits for its turn among them.
+const TURN_WAIT: Duration = Duration::from_secs(5);
+
+/// What a guest gets that sets no timeouts.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Which authorities outgoing HTTPS trusts.
+#[derive(Clone, Debug)]
+pub struct TrustRoots(Arc<RootCertStore>);
+
+/// Why a file of authorities cannot be used.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// It cannot be read, or is not PEM.
+    #[error("failed to read certificates from '{}': {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// It has no certificate.
+    #[error("'{}' holds no certificate", .0.display())]
+    Empty(PathBuf),
+    /// Nothing would be trusted at all.
+    #[error("no authority is trusted: name at least one file of certificates")]
+    Nothing,
+}
+
+impl TrustRoots {
+    /// The compiled-in Mozilla set if `webpki`, and the certificates in the PEM files `extra`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds none; an empty result.
+    pub fn load(webpki: bool, extra: &[PathBuf]) -> Result<Self, TrustError> {
+        let mut roots = RootCertStore::empty();
+        if webpki {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        for path in extra {
+            let failed = |reason: String| TrustError::File {
+                path: path.clone(),
+                reason,
+            };
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| failed(error.to_string()))?;
+            if certificates.is_empty() {
+                return Err(TrustError::Empty(path.clone()));
+            }
+            for certificate in certificates {
+                roots
+                    .add(certificate)
+                    .map_err(|error| failed(error.to_string()))?;
+            }
+        }
+        if roots.is_empty() {
+            return Err(TrustError::Nothing);
+        }
+        Ok(Self(Arc::new(roots)))
+    }
+}
+
+/// The outgoing side of one component, shared by its instances.
+pub(crate) struct Egress {
+    allowed: AllowedHosts,
+    roots: TrustRoots,
+    /// By reach: one that may go to loopback, one that may not.
+    clients: [OnceLock<HttpClient>; 2],
+    turns: Arc<Semaphore>,
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector<Resolver>>, WasiBody>;
+
+impl Egress {
+    pub(crate) fn new(allowed: AllowedHosts, roots: TrustRoots) -> Self {
+        let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+        Self {
+            allowed,
+            roots,
+            clients: [OnceLock::new(), OnceLock::new()],
+            turns,
+        }
+    }
+
+    fn client(&self, reach: Reach) -> Result<&HttpClient, Error> {
+        let [network, loopback] = &self.clients;
+        let cell = match reach {
+            Reach::Network => network,
+            Reach::Loopback => loopback,
+        };
+        if let Some(client) = cell.get() {
+            return Ok(client);
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::InternalError(Some(error.to_string())))?
+            .with_root_certificates(Arc::clone(&self.roots.0))
+            .with_no_client_auth();
+        let mut http = HttpConnector::new_with_resolver(Resolver(reach));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_max_idle_per_host(32)
+            .build(https);
+        Ok(cell.get_or_init(|| client))
+    }
+
+    async fn send(
+        self: Arc<Self>,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>, Error> {
+        let Some(reach) = self.allowed.permits(request.uri()) else {
+            return Err(Error::HttpRequestDenied);
+        };
+        // A connector does not resolve literal addresses, so they are checked here.
+        if let Some(address) = literal(request.uri())
+            && !address_is_reachable(address, reach)
+        {
+            return Err(Error::DestinationIpProhibited);
+        }
+        let turn = tokio::time::timeout(TURN_WAIT, Arc::clone(&self.turns).acquire_owned())
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(Error::ConnectionLimitReached)?;
+        let connect = options.connect_timeout.unwrap_or(TIMEOUT_DEFAULT);
+        let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT_DEFAULT);
+        let between_bytes = options.between_bytes_timeout.unwrap_or(TIMEOUT_DEFAULT);
+        let response = self.client(reach)?.request(request);
+        let response = tokio::time::timeout(connect.saturating_add(first_byte), response)
+            .await
+            .map_err(|_| Error::ConnectionReadTimeout)?
+            .map_err(cause)?;
+        Ok(response.map(|body| {
+            let sleep = Box::pin(tokio::time::sleep(between_bytes));
+            IncomingBody {
+                body,
+                between_bytes,
+                sleep,
+                _turn: turn,
+            }
+            .boxed_unsync()
+        }))
+    }
+}
+
+fn literal(uri: &Uri) -> Option<IpAddr> {
+    bare(uri.host()?).parse().ok()
+}
+
+/// The WIT's name for what went wrong.
+fn cause(error: hyper_util::client::legacy::Error) -> Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = source {
+        if error.is::<Prohibited>() {
+            return Error::DestinationIpProhibited;
+        }
+        if error.is::<rustls::Error>() {
+            return match error.downcast_ref() {
+                Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+                _ => Error::TlsProtocolError,
+            };
+        }
+        if let Some(error) = error.downcast_ref::<NoSuchName>() {
+            return Error::DnsError {
+                rcode: Some(error.to_string()),
+                info_code: Some(0),
+            };
+        }
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            // An I/O error may wrap one of the above.
+            if let Some(inner) = io.get_ref() {
+                source = Some(inner);
+                continue;
+            }
+            match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => return Error::ConnectionRefused,
+                std::io::ErrorKind::TimedOut => return Error::ConnectionTimeout,
+                std::io::ErrorKind::ConnectionReset
+                | std::io::ErrorKind::BrokenPipe
+                | std::io::ErrorKind::UnexpectedEof => return Error::ConnectionTerminated,
+                std::io::ErrorKind::HostUnreachable | std::io::ErrorKind::NetworkUnreachable => {
+                    return Error::DestinationUnavailable;
+                }
+                _ => {}
+            }
+        }
+        source = error.source();
+    }
+    if error.is_connect() {
+        Error::DestinationUnavailable
+    } else {
+        Error::HttpProtocolError
+    }
+}
+
+/// Resolves names to the addresses that may be reached.
+#[derive(Clone)]
+struct Resolver(Reach);
+
+#[derive(thiserror::Error, Debug)]
+#[error("every address of '{0}' is prohibited")]
+struct Prohibited(String);
+
+#[derive(thiserror::Error, Debug)]
+#[error("address not available")]
+struct NoSuchName(#[source] std::io::Error);
+
+impl tower_service::Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = capabilities::BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let reach = self.0;
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0))
+                .await
+                .map_err(NoSuchName)?;
+            let found: Vec<SocketAddr> = found
+                .filter(|address| address_is_reachable(address.ip(), reach))
+                .collect();
+            if found.is_empty() {
+                return Err(Prohibited(name.as_str().to_owned()).into());
+            }
+            Ok(found.into_iter())
+        })
+    }
+}
+
+/// A response body that ends in an error when nothing comes for too long.
+struct IncomingBody {
+    body: hyper::body::Incoming,
+    between_bytes: Duration,
+    sleep: Pin<Box<Sleep>>,
+    /// Held until the body ends.
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Body for IncomingBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let deadline = Instant::now() + self.between_bytes;
+                self.sleep.as_mut().reset(deadline);
+                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+            }
+            Poll::Pending => {
+                ready!(self.sleep.as_mut().poll(cx));
+                Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The hooks of one instance.
+pub(crate) struct Outgoing(pub(crate) Arc<Egress>);
+
+type Sent = (
+    Response<WasiBody>,
+    Box<dyn Future<Output = Result<(), Error>> + Send>,
+);
+
+impl WasiHttpHooks for Outgoing {
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Result<(), Error>> + Send>,
+    ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
+        let sending = Arc::clone(&self.0).send(request, options.unwrap_or_default());
+        Box::new(async move {
+            let response = sending.await?;
+            // The client drives its connections; there is nothing left to do beside the body.
+            Ok((
+                response,
+                Box::new(async { Ok(()) }) as Box<dyn Future<Output = _> + Send>,
+            ))
+        })
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        4
+    }
+}

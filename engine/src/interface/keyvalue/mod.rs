@@ -1,0 +1,146 @@
+//! Key-value: what a bucket means, once, whatever the WIT package and the storage.
+
+mod p2;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use capabilities::keyvalue::{Error, Guard, KeyRange, KeyValueStore, Page, Put, check_key};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use std::sync::Arc;
+use wasmtime::component::Linker;
+
+use super::{Interface, InterfaceError, Need};
+use crate::ctx::Ctx;
+use crate::wit::{Served, WitName};
+
+/// How many operations of one batch are under way at once.
+const BATCH_IN_FLIGHT: usize = 32;
+
+/// How many keys one page of a listing holds.
+const PAGE_KEYS: usize = 1_000;
+
+/// Serves `wasi:keyvalue`.
+pub(crate) struct KeyValue;
+
+#[async_trait]
+impl Interface for KeyValue {
+    fn serves(&self) -> &'static [Served] {
+        &[Served {
+            namespace: "wasi",
+            package: "keyvalue",
+            interfaces: &["store", "atomics", "batch"],
+            version: "0.2.0-draft",
+        }]
+    }
+
+    async fn link(
+        &self,
+        linker: &mut Linker<Ctx>,
+        imports: &[WitName],
+        need: &Need<'_>,
+    ) -> Result<(), InterfaceError> {
+        // Every entry of the package was matched before; one store serves the plain imports.
+        let Some(entry) = imports.first().and_then(|import| need.entry(import)) else {
+            return Ok(());
+        };
+        let store = need
+            .open("keyvalue", entry, &[], |plugin, ask| async move {
+                plugin.keyvalue(&ask).await
+            })
+            .await?;
+        imports
+            .iter()
+            .try_for_each(|import| p2::link(linker, import, &store))
+    }
+}
+
+/// An open bucket.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    store: Arc<dyn KeyValueStore>,
+    name: Arc<str>,
+}
+
+impl Bucket {
+    pub(crate) async fn open(store: &Arc<dyn KeyValueStore>, name: &str) -> Result<Self, Error> {
+        store.open(name).await?;
+        Ok(Self {
+            store: Arc::clone(store),
+            name: name.into(),
+        })
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        check_key(key)?;
+        Ok(self
+            .store
+            .get(&self.name, key)
+            .await?
+            .map(|entry| entry.value))
+    }
+
+    pub(crate) async fn set(&self, key: &str, value: Bytes) -> Result<(), Error> {
+        check_key(key)?;
+        let put = Put {
+            key,
+            value,
+            guard: Guard::Any,
+            ttl: None,
+        };
+        self.store.put(&self.name, put).await.map(drop)
+    }
+
+    pub(crate) async fn delete(&self, key: &str) -> Result<(), Error> {
+        check_key(key)?;
+        self.store.delete(&self.name, key).await
+    }
+
+    pub(crate) async fn increment(&self, key: &str, delta: i64) -> Result<i64, Error> {
+        check_key(key)?;
+        self.store.increment(&self.name, key, delta).await
+    }
+
+    pub(crate) async fn page(&self, after: Option<&str>, limit: usize) -> Result<Page, Error> {
+        let range = KeyRange {
+            prefix: "",
+            after,
+            limit,
+        };
+        self.store.keys(&self.name, range).await
+    }
+
+    /// In the order of `keys`.
+    pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, Error> {
+        let gets = keys
+            .to_vec()
+            .into_iter()
+            .map(|key| async move { self.get(&key).await });
+        stream::iter(gets)
+            .buffered(BATCH_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+
+    pub(crate) async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+        // A key named twice must end with its last value, so repeats are dropped before writing at once.
+        let last: std::collections::BTreeMap<String, Vec<u8>> = pairs.into_iter().collect();
+        let sets = last
+            .into_iter()
+            .map(|(key, value)| async move { self.set(&key, value.into()).await });
+        stream::iter(sets)
+            .buffer_unordered(BATCH_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+
+    pub(crate) async fn delete_many(&self, keys: &[String]) -> Result<(), Error> {
+        let deletes = keys
+            .to_vec()
+            .into_iter()
+            .map(|key| async move { self.delete(&key).await });
+        stream::iter(deletes)
+            .buffer_unordered(BATCH_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+}

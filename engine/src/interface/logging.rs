@@ -1,0 +1,93 @@
+//! `wasi:logging/logging@0.1.0-draft`: events in the host's log, marked with their owner.
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use wasmtime::component::{HasData, Linker};
+
+use super::{Interface, InterfaceError, Need, instance};
+use crate::ctx::{Ctx, Owner};
+use crate::wit::{Served, WitName};
+use bindings::named_imports::wasi::logging::logging;
+use bindings::wasi::logging::logging::Level;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../wit/logging",
+        world: "wasi:logging/imports",
+        imports: { default: async | trappable },
+        named_imports: { "wasi:logging/logging": super::Route },
+    });
+}
+
+#[expect(unreachable_pub, reason = "generated bindings re-export it")]
+pub type Route = Arc<Owner>;
+
+/// Serves `wasi:logging`.
+pub(crate) struct Logging;
+
+#[async_trait]
+impl Interface for Logging {
+    fn serves(&self) -> &'static [Served] {
+        &[Served {
+            namespace: "wasi",
+            package: "logging",
+            interfaces: &["logging"],
+            version: "0.1.0-draft",
+        }]
+    }
+
+    async fn link(
+        &self,
+        linker: &mut Linker<Ctx>,
+        imports: &[WitName],
+        need: &Need<'_>,
+    ) -> Result<(), InterfaceError> {
+        imports.iter().try_for_each(|import| {
+            instance(linker, import, |instance| {
+                let owner = Arc::clone(need.owner);
+                logging::add_to_linker_instance::<Ctx, Stateless>(instance, owner, |_| View)
+            })
+        })
+    }
+}
+
+struct View;
+
+struct Stateless;
+
+impl HasData for Stateless {
+    type Data<'a> = View;
+}
+
+impl logging::Host for View {
+    async fn log(
+        &mut self,
+        owner: Route,
+        level: Level,
+        context: String,
+        message: String,
+    ) -> wasmtime::Result<()> {
+        let Owner {
+            namespace,
+            workload,
+            workload_id,
+            component,
+        } = &*owner;
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "guest",
+                    namespace, workload, workload_id, component, context, "{message}"
+                )
+            };
+        }
+        match level {
+            Level::Trace => event!(trace),
+            Level::Debug => event!(debug),
+            Level::Info => event!(info),
+            Level::Warn => event!(warn),
+            Level::Error | Level::Critical => event!(error),
+        }
+        Ok(())
+    }
+}

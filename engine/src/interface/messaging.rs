@@ -1,0 +1,153 @@
+//! `wasmcloud:messaging/consumer@0.2.0`: what a component sends. What it receives is in
+//! `invoke/messaging.rs`.
+
+use async_trait::async_trait;
+use capabilities::messaging::{Error, Message, MessageBus};
+use capabilities::report;
+use std::sync::Arc;
+use std::time::Duration;
+use wasmtime::component::{HasData, Linker};
+
+use super::{Interface, InterfaceError, Need, instance};
+use crate::ctx::Ctx;
+use crate::wit::{Served, WitName};
+pub(crate) use bindings::MessagingHandlerPre;
+use bindings::named_imports::wasmcloud::messaging::consumer;
+pub(crate) use bindings::wasmcloud::messaging::types::BrokerMessage;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        inline: "
+            package washlet:host;
+            world messaging-handler {
+                import wasmcloud:messaging/consumer@0.2.0;
+                export wasmcloud:messaging/handler@0.2.0;
+            }
+        ",
+        path: "../wit/messaging-0.2",
+        world: "washlet:host/messaging-handler",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        named_imports: { "wasmcloud:messaging/consumer": super::Route },
+    });
+}
+
+#[expect(unreachable_pub, reason = "generated bindings re-export it")]
+pub type Route = Arc<dyn MessageBus>;
+
+/// Config keys of a messaging entry that whoever subscribes reads.
+pub const SUBSCRIPTION_KEYS: &[&str] = &[
+    "subscriptions",
+    "consumer_group",
+    "max_in_flight",
+    "admission_wait",
+];
+
+/// Serves `wasmcloud:messaging/consumer`.
+pub(crate) struct Messaging;
+
+#[async_trait]
+impl Interface for Messaging {
+    fn serves(&self) -> &'static [Served] {
+        &[Served {
+            namespace: "wasmcloud",
+            package: "messaging",
+            interfaces: &["consumer", "types"],
+            version: "0.2.0",
+        }]
+    }
+
+    async fn link(
+        &self,
+        linker: &mut Linker<Ctx>,
+        imports: &[WitName],
+        need: &Need<'_>,
+    ) -> Result<(), InterfaceError> {
+        let Some(import) = imports.iter().find(|import| import.interface == "consumer") else {
+            return Ok(());
+        };
+        let Some(entry) = need.entry(import) else {
+            return Ok(());
+        };
+        let bus = need
+            .open(
+                "messaging",
+                entry,
+                SUBSCRIPTION_KEYS,
+                |plugin, ask| async move { plugin.messaging(&ask).await },
+            )
+            .await?;
+        instance(linker, import, |instance| {
+            consumer::add_to_linker_instance::<Ctx, Stateless>(instance, bus, |_| View)
+        })
+    }
+}
+
+struct View;
+
+struct Stateless;
+
+impl HasData for Stateless {
+    type Data<'a> = View;
+}
+
+impl consumer::Host for View {
+    async fn request(
+        &mut self,
+        bus: Route,
+        subject: String,
+        body: Vec<u8>,
+        timeout_ms: u32,
+    ) -> wasmtime::Result<Result<BrokerMessage, String>> {
+        let message = Message {
+            subject,
+            body: body.into(),
+            reply_to: None,
+        };
+        let timeout = Duration::from_millis(timeout_ms.into());
+        Ok(match bus.request(message, timeout).await {
+            Ok(reply) => Ok(reply.into()),
+            Err(Error::Timeout(_)) => Err(format!("request timed out after {timeout_ms}ms")),
+            Err(error) => Err(format!("failed to send request: {}", report(&error))),
+        })
+    }
+
+    async fn publish(
+        &mut self,
+        bus: Route,
+        message: BrokerMessage,
+    ) -> wasmtime::Result<Result<(), String>> {
+        let sent = bus.publish(message.into()).await;
+        Ok(sent.map_err(|error| format!("failed to publish: {}", report(&error))))
+    }
+}
+
+impl From<Message> for BrokerMessage {
+    fn from(message: Message) -> Self {
+        let Message {
+            subject,
+            body,
+            reply_to,
+        } = message;
+        Self {
+            subject,
+            body: body.into(),
+            reply_to,
+        }
+    }
+}
+
+impl From<BrokerMessage> for Message {
+    fn from(message: BrokerMessage) -> Self {
+        let BrokerMessage {
+            subject,
+            body,
+            reply_to,
+        } = message;
+        Self {
+            subject,
+            body: body.into(),
+            reply_to,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What serves imports: one implementation per WIT package, over any storage.
+//!
+//! An [`Interface`] opens the capability that the workload configured and links functions that hold it.
+//! Nothing is looked up when a guest calls: the capability is in the closure.
+
+pub(crate) mod config;
+pub(crate) mod http;
+pub(crate) mod keyvalue;
+pub(crate) mod logging;
+pub(crate) mod messaging;
+
+use async_trait::async_trait;
+use capabilities::plugin::{Ask, OpenError, Plugin, Plugins, Settings};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use wasmtime::component::Linker;
+
+use crate::ctx::{Ctx, Owner};
+use crate::wit::{Served, WitInterface, WitName};
+
+/// Serves one family of WIT packages to components.
+#[async_trait]
+pub trait Interface: Send + Sync + 'static {
+    /// The packages it serves.
+    fn serves(&self) -> &'static [Served];
+
+    /// Opens what the workload configured and adds functions to `linker` for each of `imports`.
+    ///
+    /// Shape: `imports` are the component's imports that [`serves`](Interface::serves) covers, at least
+    /// one; each is to be linked under the name the component uses.
+    async fn link(
+        &self,
+        linker: &mut Linker<Ctx>,
+        imports: &[WitName],
+        need: &Need<'_>,
+    ) -> Result<(), InterfaceError>;
+}
+
+/// Why an interface could not be linked.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum InterfaceError {
+    /// The capability could not be opened.
+    #[error("failed to open {capability} for host interface '{entry}'")]
+    Open {
+        /// `keyvalue`, `messaging` …
+        capability: &'static str,
+        /// The entry that asked for it.
+        entry: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// Wasmtime refused the functions.
+    #[error("failed to link '{import}': {reason}")]
+    Link {
+        /// The import.
+        import: String,
+        /// Wasmtime's words.
+        reason: String,
+    },
+}
+
+/// The interfaces of a host.
+#[derive(Clone)]
+pub struct Interfaces(Vec<Arc<dyn Interface>>);
+
+impl Default for Interfaces {
+    /// All that this crate has.
+    fn default() -> Self {
+        Self(Vec::new())
+            .with(keyvalue::KeyValue)
+            .with(config::Config)
+            .with(logging::Logging)
+            .with(messaging::Messaging)
+    }
+}
+
+impl Interfaces {
+    /// Registers `interface`.
+    #[must_use]
+    pub fn with(mut self, interface: impl Interface) -> Self {
+        self.0.push(Arc::new(interface));
+        self
+    }
+
+    /// All packages served, beyond WASI itself.
+    pub fn serves(&self) -> impl Iterator<Item = Served> + '_ {
+        self.0
+            .iter()
+            .flat_map(|interface| interface.serves().iter().copied())
+    }
+
+    /// What serves `name`, as the index of an interface.
+    pub(crate) fn find(&self, name: &WitName) -> Option<usize> {
+        self.0
+            .iter()
+            .position(|interface| interface.serves().iter().any(|served| served.serves(name)))
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Arc<dyn Interface>> {
+        self.0.get(index)
+    }
+}
+
+/// One component's needs: who it is, what its workload declared, and where capabilities come from.
+pub struct Need<'a> {
+    /// Who it is.
+    pub owner: &'a Arc<Owner>,
+    /// The workload's host interface entries.
+    pub declared: &'a [WitInterface],
+    /// The component's own `config`.
+    pub config: &'a BTreeMap<String, String>,
+    /// Where capabilities come from.
+    pub plugins: &'a Plugins,
+    /// Names belong to the storage, not to the namespace.
+    pub flat_names: bool,
+}
+
+impl<'a> Need<'a> {
+    /// The entry that covers `import`.
+    pub fn entry(&self, import: &WitName) -> Option<&'a WitInterface> {
+        self.declared.iter().find(|entry| entry.covers(import))
+    }
+
+    /// How a plugin is asked for what `entry` declares; `elsewhere` are the config keys that others read.
+    pub fn ask(&self, entry: &'a WitInterface, elsewhere: &[&'static str]) -> Ask<'a> {
+        Ask {
+            namespace: &self.owner.namespace,
+            workload: &self.owner.workload,
+            component: &self.owner.component,
+            flat_names: self.flat_names,
+            settings: Settings::new(&entry.config).also_known(elsewhere),
+        }
+    }
+
+    /// Opens a capability of the plugin that `entry` selects, refusing config keys that nobody reads.
+    ///
+    /// # Errors
+    /// [`InterfaceError::Open`].
+    pub async fn open<'s, T, F>(
+        &'s self,
+        capability: &'static str,
+        entry: &'s WitInterface,
+        elsewhere: &[&'static str],
+        open: impl FnOnce(&'s dyn Plugin, Arc<Ask<'s>>) -> F,
+    ) -> Result<T, InterfaceError>
+    where
+        F: Future<Output = Result<T, OpenError>>,
+    {
+        let failed = |source| InterfaceError::Open {
+            capability,
+            entry: entry.to_string(),
+            source,
+        };
+        let ask = Arc::new(self.ask(entry, elsewhere));
+        let plugin = self.plugins.select(&ask.settings).map_err(failed)?;
+        let opened = open(plugin, Arc::clone(&ask)).await.map_err(failed)?;
+        ask.settings.finish().map_err(failed)?;
+        Ok(opened)
+    }
+}
+
+/// Links one import, naming it in the error.
+pub(crate) fn instance(
+    linker: &mut Linker<Ctx>,
+    import: &WitName,
+    add: impl FnOnce(&mut wasmtime::component::LinkerInstance<'_, Ctx>) -> wasmtime::Result<()>,
+) -> Result<(), InterfaceError> {
+    let name = import.to_string();
+    linker
+        .instance(&name)
+        .and_then(|mut instance| add(&mut instance))
+        .map_err(|error| InterfaceError::Link {
+            import: name.clone(),
+            reason: format!("{error:#}"),
+        })
+}

@@ -1,0 +1,38 @@
+//! Calling exports: each call has a fresh instance, bounded in memory, CPU time and wall time.
+
+mod http;
+mod messaging;
+
+pub use http::GuestBody;
+
+use std::time::Duration;
+
+/// Why a call failed.
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The component does not export what was called.
+    #[error("component does not export {0}")]
+    NotExported(&'static str),
+    /// Every instance of the pool is taken.
+    #[error("no instance became free in time")]
+    Busy,
+    /// The guest broke.
+    #[error("component trapped: {0}")]
+    Trap(String),
+    /// The guest used its CPU time up.
+    #[error("call used more than {0:?} of CPU time")]
+    CpuExceeded(Duration),
+    /// The guest did not answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The guest returned without an answer.
+    #[error("component returned without a response")]
+    NoResponse,
+    /// The guest answered with an error code instead of a response.
+    #[error("component answered with error '{0}'")]
+    Code(String),
+    /// The request cannot be shown to a guest.
+    #[error("request cannot be passed to a component: {0}")]
+    Request(String),
+}

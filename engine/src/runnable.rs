@@ -1,0 +1,103 @@
+//! A linked component, and the recipe for a fresh instance of it.
+
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use wasmtime::Store;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi_http::WasiHttpCtx;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::Engine;
+use crate::ctx::{Ctx, GuestOutput, Owner};
+use crate::interface::http::{Egress, Outgoing};
+use crate::interface::messaging::MessagingHandlerPre;
+use crate::invoke::Error;
+use crate::limits::{Limits, MemoryBudget, epoch_passed};
+
+/// A component that is linked and ready; clones are the same.
+#[derive(Clone)]
+pub struct Runnable(pub(crate) Arc<Recipe>);
+
+pub(crate) struct Recipe {
+    pub(crate) engine: Engine,
+    pub(crate) http: Option<ProxyPre<Ctx>>,
+    pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
+    pub(crate) owner: Arc<Owner>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) egress: Arc<Egress>,
+    pub(crate) memory: MemoryBudget,
+}
+
+impl Runnable {
+    pub(crate) fn new(recipe: Recipe) -> Self {
+        Self(Arc::new(recipe))
+    }
+
+    /// Whether it answers HTTP requests.
+    pub fn serves_http(&self) -> bool {
+        self.0.http.is_some()
+    }
+
+    /// Whether it handles messages.
+    pub fn handles_messages(&self) -> bool {
+        self.0.messaging.is_some()
+    }
+
+    /// Who it is.
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.0.owner
+    }
+}
+
+impl Recipe {
+    /// The right to one instance of the allocator pool.
+    pub(crate) async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let inner = &self.engine.0;
+        let permit = Arc::clone(&inner.instances).acquire_owned();
+        match tokio::time::timeout(inner.config.instance_wait, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::Busy),
+        }
+    }
+
+    pub(crate) fn store(&self) -> Store<Ctx> {
+        let inner = &self.engine.0;
+        let wasi = WasiCtxBuilder::new()
+            .envs(&self.environment)
+            .stdout(GuestOutput::new(Arc::clone(&self.owner), "stdout"))
+            .stderr(GuestOutput::new(Arc::clone(&self.owner), "stderr"))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .build();
+        let ctx = Ctx {
+            table: ResourceTable::new(),
+            wasi,
+            http: WasiHttpCtx::new(),
+            outgoing: Outgoing(Arc::clone(&self.egress)),
+            limits: Limits::new(self.memory.clone(), inner.config.call_cpu_max),
+        };
+        let mut store = Store::new(&inner.engine, ctx);
+        store.limiter(|ctx| &mut ctx.limits);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(epoch_passed);
+        store
+    }
+
+    /// Says in our words why a guest ended.
+    pub(crate) fn trapped(&self, store: &Store<Ctx>, error: wasmtime::Error) -> Error {
+        if let Some(exceeded) = error.downcast_ref::<crate::limits::CpuExceeded>() {
+            return Error::CpuExceeded(exceeded.0);
+        }
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+            return Error::Busy;
+        }
+        let mut text = format!("{error:#}");
+        if store.data().limits.refused {
+            let bytes_max = self.memory.bytes_max();
+            text = format!("memory limit of {bytes_max} bytes reached: {text}");
+        }
+        Error::Trap(text)
+    }
+}

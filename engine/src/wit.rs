@@ -1,0 +1,185 @@
+//! Names of WIT interfaces, and which of them mean the same.
+
+use semver::Version;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The name of an import or export that is an interface: `ns:pkg/interface@version`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WitName {
+    /// `wasi`
+    pub namespace: String,
+    /// `http`
+    pub package: String,
+    /// `types`
+    pub interface: String,
+    /// `None` means any.
+    pub version: Option<Version>,
+}
+
+impl WitName {
+    /// Reads `ns:pkg/interface@version`; `None` for names of another shape (functions, labels).
+    pub fn parse(name: &str) -> Option<Self> {
+        let (path, version) = match name.split_once('@') {
+            Some((path, version)) => (path, Some(Version::parse(version).ok()?)),
+            None => (name, None),
+        };
+        let (namespace, rest) = path.split_once(':')?;
+        let (package, interface) = rest.split_once('/')?;
+        if namespace.is_empty() || package.is_empty() || interface.is_empty() {
+            return None;
+        }
+        Some(Self {
+            namespace: namespace.to_owned(),
+            package: package.to_owned(),
+            interface: interface.to_owned(),
+            version,
+        })
+    }
+
+    /// Whether this is an interface of `namespace:package`.
+    pub fn is_of(&self, namespace: &str, package: &str) -> bool {
+        self.namespace == namespace && self.package == package
+    }
+}
+
+impl fmt::Display for WitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}", self.namespace, self.package, self.interface)?;
+        match &self.version {
+            Some(version) => write!(f, "@{version}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a thing of version `a` serves where `b` is wanted, by the component model's canonical versions.
+///
+/// Shape: same major above 0, same minor for 0.x, exact for 0.0.x and pre-releases; no version is any.
+pub fn compatible(a: Option<&Version>, b: Option<&Version>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else {
+        return true;
+    };
+    if !a.pre.is_empty() || !b.pre.is_empty() {
+        return a == b;
+    }
+    match (a.major, a.minor) {
+        (0, 0) => a == b,
+        (0, minor) => b.major == 0 && b.minor == minor,
+        (major, _) => b.major == major,
+    }
+}
+
+/// One host interface entry of a workload: what it asks of the host, and how.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct WitInterface {
+    /// `wasi`
+    pub namespace: String,
+    /// `keyvalue`
+    pub package: String,
+    /// At least one.
+    pub interfaces: Vec<String>,
+    /// `None` means any.
+    pub version: Option<Version>,
+    /// May hold secrets: never shown.
+    pub config: BTreeMap<String, String>,
+}
+
+impl WitInterface {
+    /// Whether `name` belongs to this entry's package, in a version that serves.
+    pub fn covers(&self, name: &WitName) -> bool {
+        name.is_of(&self.namespace, &self.package)
+            && compatible(self.version.as_ref(), name.version.as_ref())
+    }
+}
+
+impl fmt::Display for WitInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}/{}",
+            self.namespace,
+            self.package,
+            self.interfaces.join(",")
+        )?;
+        match &self.version {
+            Some(version) => write!(f, "@{version}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for WitInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} {{ config: {} keys }}", self.config.len())
+    }
+}
+
+/// A package as a host interface serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// `wasi`
+    pub namespace: &'static str,
+    /// `keyvalue`
+    pub package: &'static str,
+    /// All of the package that is served.
+    pub interfaces: &'static [&'static str],
+    /// `0.2.0-draft`
+    pub version: &'static str,
+}
+
+impl Served {
+    /// Whether it serves `name`.
+    pub fn serves(&self, name: &WitName) -> bool {
+        name.is_of(self.namespace, self.package)
+            && self.interfaces.contains(&name.interface.as_str())
+            && compatible(
+                Version::parse(self.version).ok().as_ref(),
+                name.version.as_ref(),
+            )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written() {
+        for text in [
+            "wasi:http/types@0.2.3",
+            "wasi:keyvalue/store@0.2.0-draft",
+            "acme:a/b",
+        ] {
+            assert_eq!(WitName::parse(text).unwrap().to_string(), text);
+        }
+        for text in [
+            "run",
+            "wasi:http",
+            "wasi:http/",
+            ":a/b",
+            "a:b/c@not.a.version",
+            "",
+        ] {
+            assert_eq!(WitName::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_are_compatible_by_the_component_model() {
+        for (a, b, expected) in [
+            ("0.2.0", "0.2.2", true),
+            ("0.2.0", "0.3.0", false),
+            ("1.0.0", "1.9.3", true),
+            ("1.0.0", "2.0.0", false),
+            ("0.0.1", "0.0.2", false),
+            ("0.2.0-draft", "0.2.0", false),
+            ("0.2.0-draft", "0.2.0-draft", true),
+        ] {
+            let (a, b) = (Version::parse(a).unwrap(), Version::parse(b).unwrap());
+            assert_eq!(compatible(Some(&a), Some(&b)), expected, "{a} {b}");
+            assert_eq!(compatible(Some(&b), Some(&a)), expected, "{b} {a}");
+            assert!(compatible(None, Some(&b)) && compatible(Some(&a), None));
+        }
+    }
+}
