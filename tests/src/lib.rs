@@ -5,6 +5,9 @@
 //!
 //! | module | what it starts or does |
 //! |---|---|
+//! | [`washlet`] | hosts: the real binary `wash host`, driven over NATS |
+//! | [`workload`] | what to ask a host to run |
+//! | [`http`] | requests to a host |
 //! | [`nats`] | a `nats-server` with JetStream |
 //! | [`registry`] | an OCI registry |
 //! | [`proxy`] | a TCP proxy that counts, pauses and cuts |
@@ -12,9 +15,12 @@
 //! | [`tools`] | where the server binaries are |
 //! | [`wait`] | waits on a state, with a deadline |
 
+pub mod http;
 pub mod nats;
 pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod tools;
 pub mod wait;
+pub mod washlet;
+pub mod workload;

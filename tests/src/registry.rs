@@ -2,10 +2,13 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use reqwest::RequestBuilder;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::{process::Process, tools, wait};
+use crate::{http, process::Process, tools, wait};
 
 /// The only user of a registry started with [`Registry::start_with_login`].
 pub const USER: &str = "wash";
@@ -13,6 +16,8 @@ pub const USER: &str = "wash";
 pub const PASSWORD: &str = "secret";
 /// `USER` and the bcrypt hash of `PASSWORD`, as the registry wants to read them.
 const HTPASSWD: &str = "wash:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A real OCI registry over plain HTTP on a free port, killed when dropped.
 ///
@@ -83,6 +88,70 @@ impl Registry {
         self.process.stdout.text()
     }
 
+    /// Pushes a component as `image`, a `name:tag`; gives the whole reference.
+    ///
+    /// # Errors
+    /// When the registry refuses a part.
+    pub async fn push(&self, image: &str, wasm: Vec<u8>) -> Result<String> {
+        let (name, tag) = image.split_once(':').context("an image is a name:tag")?;
+        let base = format!("http://{}/v2/{name}", self.address());
+        let layer = self.push_blob(&base, wasm).await?;
+        let config = serde_json::json!({
+            "created": "2026-01-01T00:00:00Z",
+            "architecture": "wasm",
+            "os": "wasip2",
+            "layerDigests": [layer.get("digest")],
+        });
+        let config = self
+            .push_blob(&base, config.to_string().into_bytes())
+            .await?;
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": typed(config, "application/vnd.wasm.config.v0+json"),
+            "layers": [typed(layer, "application/wasm")],
+        });
+        let put = http::client()?
+            .put(format!("{base}/manifests/{tag}"))
+            .header("content-type", MANIFEST)
+            .body(manifest.to_string());
+        self.authorized(put).send().await?.error_for_status()?;
+        Ok(format!("{}/{image}", self.address()))
+    }
+
+    async fn push_blob(&self, base: &str, bytes: Vec<u8>) -> Result<Value> {
+        let digest: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let digest = format!("sha256:{digest}");
+        let blob = serde_json::json!({ "digest": digest, "size": bytes.len() });
+        let client = http::client()?;
+        let begin = self.authorized(client.post(format!("{base}/blobs/uploads/")));
+        let begun = begin.send().await?.error_for_status()?;
+        let location = begun
+            .headers()
+            .get("location")
+            .context("no place to upload to")?
+            .to_str()?;
+        let mut url = reqwest::Url::parse(base)?.join(location)?;
+        url.query_pairs_mut().append_pair("digest", &digest);
+        let put = client
+            .put(url)
+            .header("content-type", "application/octet-stream")
+            .body(bytes);
+        self.authorized(put).send().await?.error_for_status()?;
+        Ok(blob)
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        if self.login {
+            request.basic_auth(USER, Some(PASSWORD))
+        } else {
+            request
+        }
+    }
+
     /// How many requests since the last start have a line that contains `needle`, such as
     /// `"GET /v2/app/blobs/`.
     pub fn requests(&self, needle: &str) -> usize {
@@ -120,4 +189,11 @@ async fn launch(dir: &TempDir, port: Option<u16>, login: bool) -> Result<(Proces
         })
         .await?;
     Ok((process, port))
+}
+
+fn typed(mut blob: Value, media_type: &str) -> Value {
+    if let Some(blob) = blob.as_object_mut() {
+        blob.insert("mediaType".to_owned(), media_type.into());
+    }
+    blob
 }

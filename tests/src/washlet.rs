@@ -1,0 +1,342 @@
+//! Hosts: the real binary `wash host`, driven over NATS as an operator does.
+
+use std::{
+    path::Path,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use async_nats::Client;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use crate::{
+    nats::NatsServer,
+    process::{Process, Signal},
+    registry::Registry,
+    tools, wait,
+    workload::{self, Workload},
+};
+
+/// An operator gives up after this long, whatever it asked.
+const REQUEST_MAX: Duration = Duration::from_secs(60);
+
+/// The servers that hosts share.
+pub struct Fleet {
+    /// Carries commands and data.
+    pub nats: NatsServer,
+    /// Where images come from.
+    pub registry: Registry,
+}
+
+impl Fleet {
+    /// Starts the servers, with nothing in them.
+    ///
+    /// # Errors
+    /// When one is not installed or does not become ready.
+    pub async fn start() -> Result<Self> {
+        let (nats, registry) = tokio::try_join!(NatsServer::start(), Registry::start())?;
+        Ok(Self { nats, registry })
+    }
+
+    /// Starts a host of the fleet with `args` added to `wash host ..`, and waits for its first
+    /// heartbeat.
+    ///
+    /// # Errors
+    /// When `wash` is not built, or the host ends or stays silent; with the end of its log.
+    pub async fn host(&self, args: &[&str]) -> Result<Washlet> {
+        Washlet::start(&self.nats, args).await
+    }
+
+    /// Pushes a component of this repository; gives the reference.
+    ///
+    /// # Errors
+    /// When there is no such component, or the registry refuses it.
+    pub async fn push(&self, name: &str) -> Result<String> {
+        self.registry
+            .push(&format!("{name}:1"), workload::component(name)?)
+            .await
+    }
+}
+
+/// What a host says about a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The workload it is about.
+    pub id: String,
+    /// The state's name on the wire without `WORKLOAD_STATE_`.
+    pub state: String,
+    /// The host's words.
+    pub message: String,
+}
+
+/// A host as a child process, killed when dropped, whose log then goes to the test's output.
+pub struct Washlet {
+    process: Process,
+    client: Client,
+    args: Vec<String>,
+    state: TempDir,
+    heartbeat: Value,
+    /// From starting the process to its first heartbeat.
+    pub awake_after: Duration,
+}
+
+impl Washlet {
+    /// As [`Fleet::host`], without a registry.
+    ///
+    /// # Errors
+    /// As for [`Fleet::host`].
+    pub async fn start(nats: &NatsServer, args: &[&str]) -> Result<Self> {
+        let client = nats.client().await?;
+        let url = nats.url();
+        let args: Vec<_> = ["--scheduler-nats-url", &url, "--data-nats-url", &url]
+            .iter()
+            .chain(args)
+            .map(|arg| (*arg).to_owned())
+            .collect();
+        let state = TempDir::new()?;
+        let began = Instant::now();
+        let (process, heartbeat) = launch(&client, state.path(), &args).await?;
+        Ok(Self {
+            process,
+            client,
+            args,
+            state,
+            heartbeat,
+            awake_after: began.elapsed(),
+        })
+    }
+
+    /// Kills it if it runs, and starts it again with the same arguments and state directory.
+    ///
+    /// # Errors
+    /// As for [`Fleet::host`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill();
+        let began = Instant::now();
+        (self.process, self.heartbeat) =
+            launch(&self.client, self.state.path(), &self.args).await?;
+        self.awake_after = began.elapsed();
+        Ok(())
+    }
+
+    /// The host's id.
+    pub fn id(&self) -> &str {
+        self.heartbeat
+            .get("id")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The port of its HTTP listener on 127.0.0.1.
+    pub fn http_port(&self) -> u16 {
+        let port = self
+            .heartbeat
+            .get("httpPort")
+            .and_then(Value::as_u64)
+            .unwrap_or_default();
+        u16::try_from(port).unwrap_or_default()
+    }
+
+    /// Its first heartbeat.
+    pub fn heartbeat(&self) -> &Value {
+        &self.heartbeat
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// A client of the NATS server that the host uses.
+    pub fn nats(&self) -> &Client {
+        &self.client
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.process.stderr.text()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends `payload` to `runtime.host.<id>.<command>`; gives the reply as it is.
+    ///
+    /// # Errors
+    /// When no reply comes within a minute.
+    pub async fn send(&self, command: &str, payload: &str) -> Result<async_nats::Message> {
+        let subject = format!("runtime.host.{}.{command}", self.id());
+        let request = async_nats::Request::new()
+            .payload(payload.to_owned().into())
+            .timeout(Some(REQUEST_MAX));
+        let reply = self.client.send_request(subject, request).await;
+        reply.with_context(|| format!("no reply to {command}"))
+    }
+
+    /// As [`send`](Self::send), in JSON both ways.
+    ///
+    /// # Errors
+    /// When no reply comes within a minute, or the reply is no JSON.
+    pub async fn request(&self, command: &str, payload: &Value) -> Result<Value> {
+        let reply = self.send(command, &payload.to_string()).await?;
+        serde_json::from_slice(&reply.payload).with_context(|| format!("{command}: reply in JSON"))
+    }
+
+    /// Asks the host to start `workload`, and waits while it says STARTING.
+    ///
+    /// # Errors
+    /// When a reply is missing or has no status; a refused workload is no error.
+    pub async fn run(&self, workload: &Workload) -> Result<Status> {
+        let mut status = status_of(&self.request("workload.start", &workload.request()).await?)?;
+        let deadline = Instant::now() + REQUEST_MAX;
+        while status.state == "STARTING" {
+            if Instant::now() > deadline {
+                bail!("\"{}\" is STARTING for over {REQUEST_MAX:?}", workload.id);
+            }
+            status = self.status(&workload.id).await?;
+        }
+        Ok(status)
+    }
+
+    /// As [`run`](Self::run), for workloads that have to run.
+    ///
+    /// # Errors
+    /// Also when the workload does not run.
+    pub async fn run_well(&self, workload: &Workload) -> Result<()> {
+        let status = self.run(workload).await?;
+        if status.state != "RUNNING" {
+            bail!(
+                "\"{}\" is {}: {}",
+                workload.id,
+                status.state,
+                status.message
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks how the workload `id` is.
+    ///
+    /// # Errors
+    /// When the reply is missing or has no status.
+    pub async fn status(&self, id: &str) -> Result<Status> {
+        status_of(
+            &self
+                .request("workload.status", &json!({ "workloadId": id }))
+                .await?,
+        )
+    }
+
+    /// Asks the host to stop the workload `id`.
+    ///
+    /// # Errors
+    /// When the reply is missing or has no status.
+    pub async fn stop(&self, id: &str) -> Result<Status> {
+        status_of(
+            &self
+                .request("workload.stop", &json!({ "workloadId": id }))
+                .await?,
+        )
+    }
+
+    /// Kills it (SIGKILL) and returns when it is gone.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits until it has ended, and says how.
+    ///
+    /// # Errors
+    /// After `deadline`, with the end of its log.
+    pub async fn wait_exit(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.process.wait_exit(deadline).await
+    }
+}
+
+impl Drop for Washlet {
+    fn drop(&mut self) {
+        // Shown by the test runner when the test fails, else swallowed.
+        eprintln!(
+            "--- log of host {}\n{}",
+            self.id(),
+            self.process.stderr.tail(200)
+        );
+    }
+}
+
+/// The status in a reply, as an operator reads it.
+///
+/// # Errors
+/// When a field is missing.
+pub fn status_of(reply: &Value) -> Result<Status> {
+    let field = |name: &str| {
+        let status = reply
+            .get("workloadStatus")
+            .and_then(|status| status.get(name));
+        status.and_then(Value::as_str).map(str::to_owned)
+    };
+    let state = field("workloadState").with_context(|| format!("no state in {reply}"))?;
+    Ok(Status {
+        id: field("workloadId").unwrap_or_default(),
+        state: state.trim_start_matches("WORKLOAD_STATE_").to_owned(),
+        message: field("message").unwrap_or_default(),
+    })
+}
+
+async fn launch(client: &Client, state: &Path, args: &[String]) -> Result<(Process, Value)> {
+    let mut heartbeats = client.subscribe("runtime.operator.heartbeat.>").await?;
+    client.flush().await?;
+    // Heartbeats carry the id, which only the new host's log and its state directory also have.
+    let state = state
+        .to_str()
+        .context("the temporary directory is not UTF-8")?;
+    let name = format!(
+        "fleet-{}",
+        state.rsplit(['/', '.']).next().unwrap_or_default()
+    );
+    let fixed = [
+        "host",
+        "--http-addr",
+        "127.0.0.1:0",
+        "--allow-insecure-registries",
+    ];
+    let own = ["--state-dir", state, "--host-name", &name];
+    let args = fixed
+        .into_iter()
+        .chain(own)
+        .chain(args.iter().map(String::as_str));
+    let mut process = Process::start(&tools::built("wash")?, args, &[])?;
+    let first = async {
+        while let Some(message) = heartbeats.next().await {
+            let heartbeat: Value = serde_json::from_slice(&message.payload)?;
+            if heartbeat.get("hostname").and_then(Value::as_str) == Some(&name) {
+                return Ok(heartbeat);
+            }
+        }
+        bail!("the NATS server went away")
+    };
+    let ended = process.wait_exit(wait::SOON);
+    let heard = timeout(wait::SOON, async {
+        tokio::select! {
+            heartbeat = first => heartbeat,
+            ended = ended => bail!("{}", ended.map_or_else(|e| e.to_string(), |s| s.to_string())),
+        }
+    })
+    .await;
+    match heard {
+        Ok(Ok(heartbeat)) => Ok((process, heartbeat)),
+        Ok(Err(error)) => bail!(process.failure(&format!("sent no heartbeat ({error})"))),
+        Err(_) => bail!(process.failure("sent no heartbeat in time")),
+    }
+}
