@@ -11,7 +11,13 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 mod json;
+mod ours;
+
 use json::{enumeration, message, payload};
+pub use ours::{
+    ComponentSummary, HostEvent, WorkloadInspect, WorkloadInspectRequest, WorkloadList,
+    WorkloadSummary,
+};
 
 /// Why a payload is not the message it should be.
 #[derive(thiserror::Error, Debug)]
@@ -384,81 +390,5 @@ message! {
     WorkloadStopResponse {
         /// Always set: the operator does not check.
         workload_status: Option<WorkloadStatus> = "workloadStatus",
-    }
-}
-
-message! {
-    /// Every workload of a host; answers `workload.list`.
-    WorkloadList {
-        /// In any state.
-        workloads: Vec<WorkloadSummary> = "workloads",
-    }
-}
-
-message! {
-    /// One workload at a glance.
-    WorkloadSummary {
-        /// The id it was started with.
-        workload_id: String = "workloadId",
-        /// Its namespace.
-        namespace: String = "namespace",
-        /// Its name.
-        name: String = "name",
-        /// How far it is.
-        state: WorkloadState = "state",
-        /// The same in words.
-        message: String = "message",
-        /// What it runs.
-        components: Vec<ComponentSummary> = "components",
-        /// The HTTP host names it answers to.
-        hosts: Vec<String> = "hosts",
-        /// When its start was accepted.
-        started_at: Option<OffsetDateTime> = "startedAt",
-    }
-}
-
-message! {
-    /// One component at a glance.
-    ComponentSummary {
-        /// The name in the manifest.
-        name: String = "name",
-        /// The reference it was asked for by.
-        image: String = "image",
-        /// Shape: `sha256:<hex>`; empty until the image was fetched.
-        digest: String = "digest",
-    }
-}
-
-message! {
-    /// Asks for the details of a workload.
-    WorkloadInspectRequest {
-        /// Required.
-        workload_id: String = "workloadId",
-    }
-}
-
-message! {
-    /// Answers [`WorkloadInspectRequest`].
-    WorkloadInspect {
-        /// Always set; its state is `NotFound` when the host does not have it.
-        workload: Option<WorkloadSummary> = "workload",
-        /// Shape: `sha256:<hex>`; equal for two starts that ask for the same.
-        content_digest: String = "contentDigest",
-        /// As in the request.
-        annotations: BTreeMap<String, String> = "annotations",
-    }
-}
-
-message! {
-    /// Something happened to a host.
-    ///
-    /// Source: `washlet.event.<host>.started` and `.goodbye`.
-    HostEvent {
-        /// The host's id.
-        id: String = "id",
-        /// When, by the host's clock.
-        at: Option<OffsetDateTime> = "at",
-        /// Why, in words.
-        message: String = "message",
     }
 }

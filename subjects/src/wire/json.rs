@@ -60,24 +60,23 @@ pub(super) fn put<T: Field + Default + PartialEq>(
     }
 }
 
-/// Shape: the text says what was found, never its value, which may be a secret in the wrong place.
+/// Shape: the text says what kind was found, never the value, which may be a secret in the wrong place.
 pub(super) fn mismatch(wanted: impl fmt::Display, found: &Value) -> Error {
     let found = match found {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
-        Value::Number(_) => "this number",
-        Value::String(_) => "this text",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     };
-    Error::field(format!("must be {wanted}, not {found}"))
+    Error::field(format!("must be {wanted}, found {found}"))
 }
 
 impl Field for String {
     fn read(value: Value) -> Result<Self, Error> {
         match value {
             Value::String(text) => Ok(text),
-            Value::Number(_) => Err(Error::field("must be text, not a number".into())),
             other => Err(mismatch("text", &other)),
         }
     }
