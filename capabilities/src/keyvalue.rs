@@ -15,6 +15,9 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest value, in bytes: 1 MiB less room for a storage's own headers.
 pub const VALUE_BYTES_MAX: usize = (1 << 20) - (8 << 10);
 
+/// The longest life a value can be given; one that lives longer has none.
+pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// A store of keys and values, already scoped to who asked for it.
 ///
 /// Bucket names are the guest's; the plugin maps them to names of its storage (see [`crate::names`]).
@@ -81,7 +84,7 @@ pub struct Put<'a> {
     pub value: Bytes,
     /// What must hold for the write to happen.
     pub guard: Guard,
-    /// How long the value lives; rounded up to whole seconds. `None` is for ever.
+    /// How long the value lives, at most [`TTL_MAX`]; see [`ttl_seconds`]. `None` is for ever.
     pub ttl: Option<Duration>,
 }
 
@@ -197,6 +200,22 @@ pub fn check_value(value: &[u8], bytes_max: usize) -> Result<()> {
         bytes if bytes > bytes_max => Err(Error::TooLarge { bytes, bytes_max }),
         _ => Ok(()),
     }
+}
+
+/// `ttl` in whole seconds, rounded up, as every storage counts it.
+///
+/// Shape: at least 1, because 0 is for ever on some storages.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] above [`TTL_MAX`].
+pub fn ttl_seconds(ttl: Duration) -> Result<u64> {
+    if ttl > TTL_MAX {
+        let days = TTL_MAX.as_secs() / (24 * 60 * 60);
+        return Err(Error::InvalidArgument(format!(
+            "the ttl exceeds {days} days"
+        )));
+    }
+    Ok((ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1))
 }
 
 /// The one encoding of counters, the same on every storage.

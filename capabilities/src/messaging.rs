@@ -33,6 +33,8 @@ pub trait MessageBus: Send + Sync + 'static {
     ///
     /// With a `group`, each message goes to one subscriber of the group; without, to every one.
     /// Dropping the subscription ends it.
+    ///
+    /// Errors: [`Error::InvalidSubject`], [`Error::InvalidGroup`].
     async fn subscribe(&self, subject: &str, group: Option<&str>) -> Result<Subscription>;
 }
 
@@ -123,6 +125,9 @@ pub enum Error {
     /// Not a subject, or one with wildcards where none may be.
     #[error("invalid subject '{0}'")]
     InvalidSubject(String),
+    /// Not the name of a group.
+    #[error("invalid queue group '{0}'")]
+    InvalidGroup(String),
     /// The broker refused this host's credentials for the subject.
     #[error("access denied")]
     AccessDenied,
@@ -167,6 +172,11 @@ pub fn is_filter(filter: &str) -> bool {
             && !token.chars().any(|c| c.is_whitespace() || c.is_control())
             && (token != ">" || i + 1 == tokens)
     })
+}
+
+/// Whether `group` may name a group of subscribers: something without white space.
+pub fn is_group(group: &str) -> bool {
+    !group.is_empty() && !group.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
 /// Whether a message on `subject` belongs to a subscription to `filter`.

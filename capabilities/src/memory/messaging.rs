@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::messaging::{
     Delivery, Error, Message, MessageBus, Offers, Result, Settle, Subscription, is_filter,
-    is_subject, matches,
+    is_group, is_subject, matches,
 };
 
 /// The largest body, in bytes.
@@ -201,6 +201,9 @@ impl MessageBus for Arc<Bus> {
     async fn subscribe(&self, subject: &str, group: Option<&str>) -> Result<Subscription> {
         if !is_filter(subject) {
             return Err(Error::InvalidSubject(subject.to_owned()));
+        }
+        if let Some(group) = group.filter(|group| !is_group(group)) {
+            return Err(Error::InvalidGroup(group.to_owned()));
         }
         let messages = self.listen(subject, group);
         Ok(Box::pin(messages.map(|message| Delivery {
