@@ -3,8 +3,6 @@
 //! `&timeout=MS` limits connecting and waiting for the first byte. A request with a body is sent on
 //! as a POST. A failure is status 502 and `error: ` with the name of the error code.
 
-use std::io::Write;
-
 use reply::Target;
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::outgoing_handler;
@@ -12,7 +10,6 @@ use wasip2::http::types::{
     ErrorCode, Fields, IncomingRequest, IncomingResponse, Method, OutgoingBody, OutgoingRequest,
     RequestOptions, ResponseOutparam, Scheme,
 };
-use wasip2::io::streams::StreamError;
 
 struct Fetch;
 
@@ -33,8 +30,12 @@ impl Guest for Fetch {
 }
 
 fn fetch(request: &IncomingRequest, target: &Target) -> Result<IncomingResponse, ErrorCode> {
-    let url = target.param("url").ok_or(ErrorCode::HttpRequestUriInvalid)?;
-    let (scheme, rest) = url.split_once("://").ok_or(ErrorCode::HttpRequestUriInvalid)?;
+    let url = target
+        .param("url")
+        .ok_or(ErrorCode::HttpRequestUriInvalid)?;
+    let (scheme, rest) = url
+        .split_once("://")
+        .ok_or(ErrorCode::HttpRequestUriInvalid)?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let scheme = match scheme {
         "http" => Scheme::Http,
@@ -46,7 +47,9 @@ fn fetch(request: &IncomingRequest, target: &Target) -> Result<IncomingResponse,
     let invalid = |()| ErrorCode::HttpRequestUriInvalid;
     outgoing.set_scheme(Some(&scheme)).map_err(invalid)?;
     outgoing.set_authority(Some(authority)).map_err(invalid)?;
-    outgoing.set_path_with_query(Some(if path.is_empty() { "/" } else { path })).map_err(invalid)?;
+    outgoing
+        .set_path_with_query(Some(if path.is_empty() { "/" } else { path }))
+        .map_err(invalid)?;
     let content = reply::body(request);
     if !content.is_empty() {
         let _ = outgoing.set_method(&Method::Post);
@@ -62,11 +65,15 @@ fn fetch(request: &IncomingRequest, target: &Target) -> Result<IncomingResponse,
 
     let response = outgoing_handler::handle(outgoing, Some(options))?;
     if let Ok(mut stream) = body.write() {
-        let _ = stream.write_all(&content).and_then(|()| stream.flush());
+        let _ = reply::send(&mut stream, &content);
     }
-    OutgoingBody::finish(body, None)?;
+    // The response says why a request failed, better than the body that broke with it.
+    let _ = OutgoingBody::finish(body, None);
     response.subscribe().block();
-    response.get().expect("ready after waiting").expect("taken once")
+    response
+        .get()
+        .expect("ready after waiting")
+        .expect("taken once")
 }
 
 /// Passes status and body on as they arrive; a body that breaks off breaks off here too.
@@ -75,16 +82,8 @@ fn relay(response: &IncomingResponse, out: ResponseOutparam) {
     let input = incoming.stream().expect("a body gives its stream once");
     let body = reply::head(out, response.status());
     let mut output = body.write().expect("a new body has its stream");
-    loop {
-        match input.blocking_read(64 << 10) {
-            Ok(chunk) => {
-                if output.write_all(&chunk).and_then(|()| output.flush()).is_err() {
-                    return;
-                }
-            }
-            Err(StreamError::Closed) => break,
-            Err(StreamError::LastOperationFailed(_)) => return,
-        }
+    if !reply::pipe(&input, &mut output) {
+        return;
     }
     drop((input, output));
     let _ = OutgoingBody::finish(body, None);

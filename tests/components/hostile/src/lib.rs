@@ -1,7 +1,6 @@
 //! Misbehaves on request; the path says how.
 
 use std::hint::black_box;
-use std::io::Write;
 
 use reply::Target;
 use wasip2::exports::http::incoming_handler::Guest;
@@ -34,11 +33,10 @@ impl Guest for Hostile {
                 let mut stream = body.write().expect("a new body has its stream");
                 for _ in 0..target.number("mb", 1) {
                     // The client may leave before the end.
-                    if stream.write_all(&mebibyte).is_err() {
+                    if !reply::send(&mut stream, &mebibyte) {
                         return;
                     }
                 }
-                let _ = stream.flush();
                 drop(stream);
                 let _ = OutgoingBody::finish(body, None);
             }
@@ -49,7 +47,11 @@ impl Guest for Hostile {
             }
             "status" => {
                 let code = target.number("code", 200);
-                reply::text(out, u16::try_from(code).unwrap_or(500), &format!("{code}\n"));
+                reply::text(
+                    out,
+                    u16::try_from(code).unwrap_or(500),
+                    &format!("{code}\n"),
+                );
             }
             _ => reply::text(out, 404, "no such misbehaviour\n"),
         }

@@ -61,23 +61,36 @@ fn answer(request: &IncomingRequest) -> Result<Answer, Error> {
     }
 }
 
-fn one(request: &IncomingRequest, target: &Target, bucket: &Bucket, key: &str) -> Result<Answer, Error> {
+fn one(
+    request: &IncomingRequest,
+    target: &Target,
+    bucket: &Bucket,
+    key: &str,
+) -> Result<Answer, Error> {
     match request.method() {
         Method::Get if target.param("exists").is_some() => text(bucket.exists(key)?),
         Method::Get => Ok(match bucket.get(key)? {
             Some(value) => (200, value),
             None => (404, b"absent\n".to_vec()),
         }),
-        Method::Put => bucket.set(key, &reply::body(request)).map(|()| (204, Vec::new())),
+        Method::Put => bucket
+            .set(key, &reply::body(request))
+            .map(|()| (204, Vec::new())),
         Method::Delete => bucket.delete(key).map(|()| (204, Vec::new())),
-        Method::Post => text(atomics::increment(bucket, key, target.number("increment", 1))?),
+        Method::Post => text(atomics::increment(
+            bucket,
+            key,
+            target.number("increment", 1),
+        )?),
         _ => Ok((405, Vec::new())),
     }
 }
 
 fn many(request: &IncomingRequest, target: &Target, bucket: &Bucket) -> Result<Answer, Error> {
     if target.param("list").is_some() {
-        let cursor = target.param("cursor").and_then(|cursor| cursor.parse().ok());
+        let cursor = target
+            .param("cursor")
+            .and_then(|cursor| cursor.parse().ok());
         let page = bucket.list_keys(cursor)?;
         let mut lines: String = page.keys.iter().map(|key| format!("key {key}\n")).collect();
         if let Some(cursor) = page.cursor {

@@ -59,7 +59,12 @@ impl incoming_handler::Guest for Messenger {
         let sent = match target.path.as_str() {
             "publish" => {
                 let reply_to = target.param("reply-to").map(str::to_owned);
-                consumer::publish(&BrokerMessage { subject, body, reply_to }).map(|()| Vec::new())
+                consumer::publish(&BrokerMessage {
+                    subject,
+                    body,
+                    reply_to,
+                })
+                .map(|()| Vec::new())
             }
             "request" => {
                 let timeout = u32::try_from(target.number("timeout", 1000)).unwrap_or(u32::MAX);

@@ -1,13 +1,10 @@
 //! Shows a request as the guest sees it, and streams in both directions.
 
-use std::io::Write;
-
 use reply::Target;
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{
     IncomingBody, IncomingRequest, Method, OutgoingBody, ResponseOutparam, Scheme,
 };
-use wasip2::io::streams::StreamError;
 
 struct Mirror;
 
@@ -26,7 +23,7 @@ impl Guest for Mirror {
                     if n > 0 {
                         reply::sleep(target.number("ms", 100));
                     }
-                    if writeln!(stream, "{n}").and_then(|()| stream.flush()).is_err() {
+                    if !reply::send(&mut stream, format!("{n}\n").as_bytes()) {
                         return;
                     }
                 }
@@ -46,16 +43,8 @@ fn echo(request: &IncomingRequest, out: ResponseOutparam) {
     let input = incoming.stream().expect("a body gives its stream once");
     let body = reply::head(out, 200);
     let mut output = body.write().expect("a new body has its stream");
-    loop {
-        match input.blocking_read(64 << 10) {
-            Ok(chunk) => {
-                if output.write_all(&chunk).and_then(|()| output.flush()).is_err() {
-                    return;
-                }
-            }
-            Err(StreamError::Closed) => break,
-            Err(StreamError::LastOperationFailed(_)) => return,
-        }
+    if !reply::pipe(&input, &mut output) {
+        return;
     }
     drop((input, output));
     let _ = IncomingBody::finish(incoming);
@@ -66,7 +55,9 @@ fn echo(request: &IncomingRequest, out: ResponseOutparam) {
 fn describe(request: &IncomingRequest) -> String {
     let method = match request.method() {
         Method::Other(name) => name,
-        standard => format!("{standard:?}").trim_start_matches("Method::").to_uppercase(),
+        standard => format!("{standard:?}")
+            .trim_start_matches("Method::")
+            .to_uppercase(),
     };
     let scheme = match request.scheme() {
         Some(Scheme::Http) => "http".to_owned(),
@@ -76,9 +67,13 @@ fn describe(request: &IncomingRequest) -> String {
     };
     let path = request.path_with_query().unwrap_or_else(|| "-".to_owned());
     let authority = request.authority().unwrap_or_else(|| "-".to_owned());
-    let mut text = format!("method: {method}\npath: {path}\nscheme: {scheme}\nauthority: {authority}\n");
+    let mut text =
+        format!("method: {method}\npath: {path}\nscheme: {scheme}\nauthority: {authority}\n");
     for (name, value) in request.headers().entries() {
-        text.push_str(&format!("header {name}: {}\n", String::from_utf8_lossy(&value)));
+        text.push_str(&format!(
+            "header {name}: {}\n",
+            String::from_utf8_lossy(&value)
+        ));
     }
     text
 }

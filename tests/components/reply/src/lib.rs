@@ -7,6 +7,7 @@ use wasip2::clocks::monotonic_clock;
 use wasip2::http::types::{
     Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
+use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 
 /// A request's target, split and percent-decoded.
 pub struct Target {
@@ -19,21 +20,32 @@ impl Target {
     pub fn of(request: &IncomingRequest) -> Self {
         let target = request.path_with_query().unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode(name), decode(value))
-        });
-        Self { path: decode(path.strip_prefix('/').unwrap_or(path)), query: query.collect() }
+        let query = query
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| {
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                (decode(name), decode(value))
+            });
+        Self {
+            path: decode(path.strip_prefix('/').unwrap_or(path)),
+            query: query.collect(),
+        }
     }
 
     /// The value of `name`; empty for a name without one.
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.query
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The number given as `name`, or `default`.
     pub fn number(&self, name: &str, default: u64) -> u64 {
-        self.param(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+        self.param(name)
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(default)
     }
 }
 
@@ -81,7 +93,7 @@ pub fn text(out: ResponseOutparam, status: u16, text: &str) {
 pub fn bytes(out: ResponseOutparam, status: u16, content: &[u8]) {
     let body = head(out, status);
     if let Ok(mut stream) = body.write() {
-        let _ = stream.write_all(content).and_then(|()| stream.flush());
+        let _ = send(&mut stream, content);
     }
     let _ = OutgoingBody::finish(body, None);
 }
@@ -95,6 +107,24 @@ pub fn head(out: ResponseOutparam, status: u16) -> OutgoingBody {
     let body = response.body().expect("a new response has its body");
     ResponseOutparam::set(out, Ok(response));
     body
+}
+
+/// Writes all of `bytes` and flushes; false once nobody reads any more.
+#[must_use]
+pub fn send(stream: &mut OutputStream, bytes: &[u8]) -> bool {
+    stream.write_all(bytes).is_ok() && stream.blocking_flush().is_ok()
+}
+
+/// Passes `input` on to `output` as it arrives; false if either side breaks off.
+#[must_use]
+pub fn pipe(input: &InputStream, output: &mut OutputStream) -> bool {
+    loop {
+        match input.blocking_read(64 << 10) {
+            Ok(chunk) if send(output, &chunk) => {}
+            Ok(_) | Err(StreamError::LastOperationFailed(_)) => return false,
+            Err(StreamError::Closed) => return true,
+        }
+    }
 }
 
 /// Waits `ms` milliseconds in the host.

@@ -10,9 +10,7 @@ use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{IncomingRequest, ResponseOutparam};
 use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
-use wasip2::sockets::network::{
-    ErrorCode, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress,
-};
+use wasip2::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 
 struct Sockets;
@@ -29,7 +27,10 @@ impl Guest for Sockets {
         };
         let text = tried.unwrap_or_else(|(call, code)| {
             let code = format!("{code:?}");
-            format!("error: {call}: {}\n", code.trim_start_matches("ErrorCode::"))
+            format!(
+                "error: {call}: {}\n",
+                code.trim_start_matches("ErrorCode::")
+            )
         });
         reply::text(out, 200, &text);
     }
@@ -38,10 +39,14 @@ impl Guest for Sockets {
 type Tried = Result<String, (&'static str, ErrorCode)>;
 
 fn connect(address: &str) -> Tried {
-    let address: SocketAddrV4 =
-        address.parse().map_err(|_| ("parse", ErrorCode::InvalidArgument))?;
+    let address: SocketAddrV4 = address
+        .parse()
+        .map_err(|_| ("parse", ErrorCode::InvalidArgument))?;
     let [a, b, c, d] = address.ip().octets();
-    let remote = Ipv4SocketAddress { port: address.port(), address: (a, b, c, d) };
+    let remote = Ipv4SocketAddress {
+        port: address.port(),
+        address: (a, b, c, d),
+    };
 
     let socket = create_tcp_socket(IpAddressFamily::Ipv4).map_err(|e| ("create-tcp-socket", e))?;
     socket
@@ -57,7 +62,8 @@ fn connect(address: &str) -> Tried {
 }
 
 fn lookup(name: &str) -> Tried {
-    let found = resolve_addresses(&instance_network(), name).map_err(|e| ("resolve-addresses", e))?;
+    let found =
+        resolve_addresses(&instance_network(), name).map_err(|e| ("resolve-addresses", e))?;
     let mut lines = String::new();
     loop {
         match found.resolve_next_address() {
