@@ -2,6 +2,7 @@
 //!
 //! | module | task |
 //! |---|---|
+//! | [`components`] | builds the guests, or checks that the committed ones are what their sources say |
 //! | [`demo`] | two hosts serve one component; one dies, the other serves on |
 //! | [`test`] | everything that proves the workspace works; formatting and lints |
 //! | [`tools`] | finds or installs the servers that both need |
@@ -15,6 +16,7 @@ use std::{env, process::ExitCode};
 
 use anyhow::{Result, bail};
 
+mod components;
 mod demo;
 mod test;
 mod tools;
@@ -22,6 +24,8 @@ mod tools;
 const USAGE: &str = "\
 Usage: cargo xtask TASK
 
+  components [--check] [--toolchain NAME]
+                                builds the guests; --check only compares with the committed ones
   demo [--keep]                 two hosts serve a component, one dies, the other serves on;
                                 --keep leaves both up until Ctrl-C
   test [--no-nextest] [NAME..]  builds everything and runs the tests whose name contains a NAME
@@ -45,6 +49,7 @@ fn run(args: &[String]) -> Result<()> {
         bail!("no task given\n\n{USAGE}")
     };
     match task.as_str() {
+        "components" => components::run(rest),
         "demo" => demo::run(rest),
         "test" => test::test(rest),
         "lint" => test::lint(rest),
