@@ -1,7 +1,9 @@
 //! The harness itself: what the other tests lean on.
 
 use anyhow::{Result, bail};
-use fleet::{nats::NatsServer, proxy::Proxy, registry, registry::Registry, wait};
+use fleet::{
+    nats::NatsServer, proxy::Proxy, registry, registry::Registry, wait, workload::component,
+};
 use futures::StreamExt;
 
 #[tokio::test]
@@ -58,7 +60,13 @@ async fn a_registry_counts_requests_and_asks_for_a_login() -> Result<()> {
     open.restart().await?;
     assert_eq!(reqwest::get(&url).await?.status(), 200);
 
+    let image = open.push("hello:1", component("http-hello")?).await?;
+    assert_eq!(image, format!("{}/hello:1", open.address()));
+
     let closed = Registry::start_with_login().await?;
+    let image = closed.push("hello:1", component("http-hello")?).await?;
+    let manifest = format!("http://{}/v2/hello/manifests/1", closed.address());
+    assert_eq!(reqwest::get(&manifest).await?.status(), 401, "{image}");
     let url = format!("http://{}/v2/", closed.address());
     assert_eq!(reqwest::get(&url).await?.status(), 401);
     let request = reqwest::Client::new().get(&url);
