@@ -14,8 +14,11 @@ use crate::{test, tools};
 
 const TARGET: &str = "wasm32-wasip2";
 
+/// Names the committed file of a guest, below its workspace.
+type Place = fn(&str) -> String;
+
 /// The workspaces of guests, and where each keeps the file of a guest.
-const WORKSPACES: [(&str, fn(&str) -> String); 2] = [
+const WORKSPACES: [(&str, Place); 2] = [
     ("examples", |name| format!("{name}/{name}.wasm")),
     ("tests/components", |name| format!("wasm/{name}.wasm")),
 ];
