@@ -72,7 +72,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     ensure!(
         differences == 0,
-        "{differences} guests differ from their sources; `cargo xtask components` builds them anew"
+        "guests that differ from their sources: {differences}; `cargo xtask components` builds them anew"
     );
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Tries `wasi:sockets` and says what came of it, in status 200.
 //!
 //! `/connect?addr=IPV4:PORT` answers `connected`, `/lookup?name=NAME` one address a line; a failure is
-//! `error: ` with the call and the error code, as in `error: start-connect: AccessDenied`.
+//! `error: ` with the call and the error code, as in `error: start-connect: access-denied`.
 
 use std::net::SocketAddrV4;
 
@@ -25,13 +25,7 @@ impl Guest for Sockets {
             "lookup" => lookup(target.param("name").unwrap_or("localhost")),
             _ => return reply::text(out, 404, "not found\n"),
         };
-        let text = tried.unwrap_or_else(|(call, code)| {
-            let code = format!("{code:?}");
-            format!(
-                "error: {call}: {}\n",
-                code.trim_start_matches("ErrorCode::")
-            )
-        });
+        let text = tried.unwrap_or_else(|(call, code)| format!("error: {call}: {}\n", code.name()));
         reply::text(out, 200, &text);
     }
 }
