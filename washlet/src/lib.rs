@@ -1,10 +1,28 @@
-//! A host of WebAssembly components.
+//! A host of WebAssembly components: workloads, artifacts, triggers, control plane.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | what a host is told before it starts |
+//! | [`identity`], [`node`] | who it is: state directory, id, name; the machine's memory and CPU |
+//! | [`artifact`] | image reference → verified bytes, by digest |
+//! | [`workload`] | the checked start request, its states, and the task that owns it |
+//! | [`host`] | the table of workloads: start, stop, status, heartbeat |
+//! | [`trigger`] | what drives exports: HTTP and messages |
+//! | [`control`] | NATS requests in, replies out |
+//! | [`drain`] | who owns tasks; the only place that spawns |
+//!
+//! [`Washlet`] puts them together.
 
 pub mod artifact;
 pub mod config;
 pub mod control;
 pub mod drain;
+pub mod host;
 pub mod identity;
 pub mod node;
 pub mod telemetry;
 pub mod trigger;
+mod washlet;
+pub mod workload;
+
+pub use washlet::{EngineOptions, Error, Washlet};

@@ -1,3 +1,25 @@
 //! What drives the exports of components.
 
+pub(crate) mod guest;
 pub mod http;
+pub(crate) mod messaging;
+
+use engine::wit::Served;
+
+/// The exports this host drives.
+pub fn drives() -> &'static [Served] {
+    &[
+        Served {
+            namespace: "wasi",
+            package: "http",
+            interfaces: &["incoming-handler"],
+            version: "0.2.0",
+        },
+        Served {
+            namespace: "wasmcloud",
+            package: "messaging",
+            interfaces: &["handler"],
+            version: "0.2.0",
+        },
+    ]
+}

@@ -111,9 +111,7 @@ impl Bucket {
 
     /// In the order of `keys`.
     pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, Error> {
-        let gets = keys
-            .to_vec()
-            .into_iter()
+        let gets = keys.iter().cloned()
             .map(|key| async move { self.get(&key).await });
         stream::iter(gets)
             .buffered(BATCH_IN_FLIGHT)
@@ -134,9 +132,7 @@ impl Bucket {
     }
 
     pub(crate) async fn delete_many(&self, keys: &[String]) -> Result<(), Error> {
-        let deletes = keys
-            .to_vec()
-            .into_iter()
+        let deletes = keys.iter().cloned()
             .map(|key| async move { self.delete(&key).await });
         stream::iter(deletes)
             .buffer_unordered(BATCH_IN_FLIGHT)

@@ -1,0 +1,202 @@
+//! `wash host`: puts a host together, joins the fleet, and comes apart in order.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capabilities::memory::Memory;
+use capabilities::plugin::Plugins;
+use engine::TrustRoots;
+use engine::interface::Interfaces;
+use plugins_nats::Nats;
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use washlet::config::{Config, Identity};
+use washlet::control::nats;
+use washlet::drain::Drain;
+use washlet::identity::StateDir;
+use washlet::{EngineOptions, Washlet};
+
+use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
+use crate::output::{self, Exit, Failure, Report};
+
+/// Threads of the control plane: few, because it computes little.
+const CONTROL_THREADS: usize = 2;
+
+/// What the memory plugin may hold, in bytes: it is for development, not for data.
+const MEMORY_PLUGIN_BYTES_MAX: usize = 64 << 20;
+
+/// Instances of all components at once.
+const INSTANCES_MAX: u32 = 1_000;
+
+/// Runs a host until it is told to stop.
+pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> {
+    args.check()?;
+    let state = StateDir::open(args.identity.state_dir.clone())
+        .map_err(|error| Failure::usage(capabilities::report(&error)))?;
+    let config = config(&args, &state)?;
+    let trust_roots = TrustRoots::load(
+        args.http.http_client_trust_roots == TrustRootsArg::Webpki,
+        &args.http.http_client_ca_path,
+    )
+    .map_err(|error| Failure::usage(capabilities::report(&error)))?;
+    let data = args.data()?;
+    let control = runtime("control", Some(CONTROL_THREADS))?;
+    let guests = runtime("guest", args.run.threads.map(usize::from))?;
+    let outcome = control.block_on(async {
+        let (mut signals, again) = signals()?;
+        let scheduler = config.scheduler.clone();
+        let group = config.identity.group.clone();
+        // Waiting for NATS is owned too, so that a signal ends it.
+        let waiting = Drain::new(control.handle().clone());
+        let connect = async {
+            let id = config.identity.id.to_string();
+            let scheduler = nats::connect(&scheduler, &format!("washlet-{id}"), &waiting).await;
+            let Some(scheduler) = scheduler.map_err(unusable)? else { return Ok(None) };
+            // The data connection lives where guests do, away from the control plane.
+            let (name, owner) = (format!("washlet-data-{id}"), waiting.clone());
+            let data = guests.spawn(async move { nats::connect(&data, &name, &owner).await });
+            let data = data.await.map_err(anyhow::Error::from)?.map_err(unusable)?;
+            Ok::<_, Failure>(data.map(|data| (scheduler, data)))
+        };
+        let connected = tokio::select! {
+            connected = connect => connected?,
+            () = signals.recv() => None,
+        };
+        waiting.stop();
+        let Some((scheduler_client, data_client)) = connected else {
+            return Ok(());
+        };
+        let plugins = Plugins::new("nats")
+            .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
+            .with(Nats::new(data_client));
+        let options = EngineOptions::new(INSTANCES_MAX, trust_roots);
+        let interfaces = Interfaces::default();
+        let guests = guests.handle().clone();
+        let washlet = Washlet::build(config, options, plugins, interfaces, guests, false)
+            .await
+            .map_err(|error| Failure::new(Exit::Failed, capabilities::report(&error)))?;
+        let http = washlet.http_address().map(|address| address.to_string());
+        let id = washlet.host().id().to_string();
+        let server = nats::server(&scheduler);
+        let ready = |host: &washlet::host::Host| {
+            let (name, http) = (host.name(), http.as_deref().unwrap_or("none"));
+            match format {
+                LogFormat::Text => output::note(&format!(
+                    "ready: host {id} ({name}), group {group}, http {http}, nats {server}"
+                )),
+                LogFormat::Json => tracing::info!(id, name, group, http, nats = server, "ready"),
+            }
+        };
+        let run = washlet.run(scheduler_client, ready, signals.recv());
+        tokio::select! {
+            outcome = run => {
+                outcome.map_err(|error| Failure::new(Exit::Failed, capabilities::report(&error)))
+            }
+            () = again.twice() => {
+                Err(Failure::new(Exit::Failed, "ended at once by a second signal; calls were cut"))
+            }
+        }
+    });
+    // Whatever is still running had its time.
+    guests.shutdown_timeout(Duration::from_millis(100));
+    control.shutdown_timeout(Duration::from_millis(100));
+    drop(state);
+    outcome.map(|()| Report {
+        message: "Host exited successfully".to_owned(),
+        data: json!({}),
+        ..Report::default()
+    })
+}
+
+/// A connection that no waiting will bring.
+fn unusable(error: nats::ConnectError) -> Failure {
+    Failure::usage(capabilities::report(&error))
+}
+
+/// A runtime with threads named `name`.
+pub(crate) fn runtime(name: &str, threads: Option<usize>) -> Result<Runtime, Failure> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = builder.thread_name(name).enable_all().build();
+    runtime.map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            format!("threads could not be started: {error}"),
+        )
+    })
+}
+
+fn config(args: &HostArgs, state: &StateDir) -> Result<Config, Failure> {
+    let artifacts: PathBuf = match (&args.images.oci_cache_dir, state.artifacts_dir()) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(dir)) => dir,
+        (None, None) => {
+            return Err(Failure::usage("there is nowhere to keep images")
+                .hint("name a directory that can be written with --oci-cache-dir or --state-dir"));
+        }
+    };
+    let hostname = match &args.identity.host_name {
+        Some(name) => name.clone(),
+        None => washlet::node::hostname(),
+    };
+    Ok(Config {
+        identity: Identity {
+            id: args
+                .identity
+                .host_id
+                .clone()
+                .unwrap_or_else(|| state.host_id().clone()),
+            hostname,
+            group: args.identity.host_group.clone(),
+            environment: args.identity.environment.clone(),
+            labels: args.identity.labels(),
+        },
+        scheduler: args.scheduler()?,
+        heartbeat_interval: args.identity.heartbeat_interval,
+        http: args.http.listener(),
+        artifacts: args.images.artifacts(&artifacts),
+        limits: args.run.limits(),
+        default_allowed_hosts: args.run.default_allowed_hosts.clone(),
+        flat_names: args.run.flat_names,
+    })
+}
+
+/// SIGTERM and SIGINT, however often.
+pub(crate) struct Signals(tokio::sync::watch::Receiver<u32>);
+
+/// Watches for signals: one to wait for the first, one for the second.
+pub(crate) fn signals() -> Result<(Signals, Signals), Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Failed, format!("signals cannot be had: {error}"))
+    };
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    let (sender, receiver) = tokio::sync::watch::channel(0);
+    Drain::new(tokio::runtime::Handle::current()).spawn("signals", async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+                () = sender.closed() => break,
+            }
+            sender.send_modify(|count| *count += 1);
+        }
+    });
+    Ok((Signals(receiver.clone()), Signals(receiver)))
+}
+
+impl Signals {
+    /// Completes at the first signal.
+    pub(crate) async fn recv(&mut self) {
+        // An error means that nobody watches any more, which ends the process too.
+        let _ = self.0.wait_for(|count| *count >= 1).await;
+    }
+
+    /// Completes at the second signal.
+    pub(crate) async fn twice(mut self) {
+        let _ = self.0.wait_for(|count| *count >= 2).await;
+    }
+}

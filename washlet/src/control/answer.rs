@@ -1,0 +1,121 @@
+//! Bytes in, bytes out: decodes a request, asks the host, encodes the reply. Knows no NATS.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use capabilities::report;
+use subjects::control::{Command, DecodeError, Request};
+use subjects::wire;
+
+use super::nats::{Answer, Answered, Failure, Lane};
+use crate::host::Host;
+
+/// The request cannot be read, or asks for nothing we know. Trying it again does not help.
+const BAD_REQUEST: u16 = 400;
+/// The host does not have it.
+const NOT_FOUND: u16 = 404;
+/// The workload is in the way of what was asked, or failed.
+const CONFLICT: u16 = 409;
+
+#[async_trait]
+impl Answer for Host {
+    fn lane(&self, command: &Command) -> Lane {
+        match command {
+            Command::Start => Lane::Start,
+            _ => Lane::Fast,
+        }
+    }
+
+    async fn answer(&self, command: Command, payload: Bytes) -> Answered {
+        match Request::decode(&command, &payload) {
+            Ok(request) => self.carry_out(request).await,
+            Err(error) => undecodable(&command, &error),
+        }
+    }
+
+    fn heartbeat(&self) -> Bytes {
+        Host::heartbeat(self).encode().into()
+    }
+
+    fn failed(&self, command: &Command, payload: &Bytes, text: &str) -> Bytes {
+        let id = match Request::decode(command, payload) {
+            Ok(Request::Start { id, .. } | Request::Status(id) | Request::Stop(id)) => id.to_string(),
+            Err(DecodeError { workload_id: Some(id), .. }) => id.to_string(),
+            _ => String::new(),
+        };
+        error_body(id, text.to_owned())
+    }
+}
+
+impl Host {
+    async fn carry_out(&self, request: Request) -> Answered {
+        match request {
+            Request::Heartbeat => ok(Host::heartbeat(self).encode()),
+            Request::List => ok(self.list().encode()),
+            Request::Start { id, workload } => {
+                let status = self.start(id, *workload).await;
+                let failure = failure(&status);
+                let reply = wire::WorkloadStartResponse { workload_status: Some(status) };
+                Answered { payload: reply.encode().into(), failure }
+            }
+            Request::Status(id) => {
+                let status = self.status(&id);
+                let failure = failure(&status);
+                let reply = wire::WorkloadStatusResponse { workload_status: Some(status) };
+                Answered { payload: reply.encode().into(), failure }
+            }
+            Request::Stop(id) => {
+                let status = self.stop(&id).await;
+                let failure = failure(&status);
+                let reply = wire::WorkloadStopResponse { workload_status: Some(status) };
+                Answered { payload: reply.encode().into(), failure }
+            }
+            Request::Inspect(id) => match self.inspect(&id) {
+                Some(inspected) => ok(inspected.encode()),
+                None => {
+                    let summary = wire::WorkloadSummary {
+                        workload_id: id.to_string(),
+                        state: wire::WorkloadState::NotFound,
+                        message: format!("Workload not found: {id}"),
+                        ..wire::WorkloadSummary::default()
+                    };
+                    let text = summary.message.clone();
+                    let reply = wire::WorkloadInspect {
+                        workload: Some(summary),
+                        ..wire::WorkloadInspect::default()
+                    };
+                    let failure = Failure { code: NOT_FOUND, text, retry: false };
+                    Answered { payload: reply.encode().into(), failure: Some(failure) }
+                }
+            },
+        }
+    }
+}
+
+/// What the reply's headers say of a status that is not good news.
+fn failure(status: &wire::WorkloadStatus) -> Option<Failure> {
+    let (code, retry) = match status.workload_state {
+        wire::WorkloadState::Error => (CONFLICT, true),
+        wire::WorkloadState::NotFound => (NOT_FOUND, false),
+        _ => return None,
+    };
+    Some(Failure { code, text: status.message.clone(), retry })
+}
+
+fn ok(payload: Vec<u8>) -> Answered {
+    Answered { payload: payload.into(), failure: None }
+}
+
+/// Every refusal has the shape of a status, so that a client reads the cause whatever it asked.
+fn error_body(workload_id: String, message: String) -> Bytes {
+    let workload_state = wire::WorkloadState::Error;
+    let status = wire::WorkloadStatus { workload_id, workload_state, message };
+    wire::WorkloadStatusResponse { workload_status: Some(status) }.encode().into()
+}
+
+fn undecodable(command: &Command, error: &DecodeError) -> Answered {
+    let text = report(error);
+    tracing::warn!(%command, text, "refused a request");
+    let id = error.workload_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    let payload = error_body(id, text.clone());
+    Answered { payload, failure: Some(Failure { code: BAD_REQUEST, text, retry: false }) }
+}

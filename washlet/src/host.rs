@@ -1,0 +1,408 @@
+//! The host: the table of workloads, and what can be asked of it.
+//!
+//! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
+//! to stop and where to read its state. The lock is never held across an `await`.
+
+use capabilities::plugin::Plugins;
+use engine::Engine;
+use engine::interface::Interfaces;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use subjects::{HostId, WorkloadId};
+use subjects::wire;
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::artifact::Artifacts;
+use crate::config::{Identity, Limits};
+use crate::drain::Drain;
+use crate::identity::friendly_name;
+use crate::node::Node;
+use crate::trigger::http::Routes;
+use crate::workload::State;
+use crate::workload::actor::{Actor, Resolved};
+use crate::workload::spec::{self, Terms, WorkloadSpec};
+
+/// How many workloads, in any state, a host holds.
+const WORKLOADS_MAX: usize = 20_000;
+
+/// What all workloads of a host share.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) routes: Routes,
+    pub(crate) limits: Limits,
+    /// Every HTTP request goes to the workload started last, whatever its host name.
+    pub(crate) any_host: bool,
+    /// Turns for messages of the whole host.
+    pub(crate) messages: Arc<Semaphore>,
+    /// Owns the tasks that call guests.
+    pub(crate) guests: Drain,
+}
+
+/// What a host is made of.
+pub struct Parts {
+    /// Who it is.
+    pub identity: Identity,
+    /// Runs the components.
+    pub engine: Engine,
+    /// Where their bytes come from.
+    pub artifacts: Artifacts,
+    /// Where HTTP requests come in.
+    pub routes: Routes,
+    /// The port of the listener; `None` without one.
+    pub http_port: Option<u16>,
+    /// Every HTTP request goes to the workload started last.
+    pub any_host: bool,
+    /// Bounds.
+    pub limits: Limits,
+    /// `allowedHosts` of a component that names none.
+    pub default_allowed_hosts: Vec<String>,
+    /// Owns the tasks of workloads.
+    pub control: Drain,
+    /// Owns the tasks that call guests.
+    pub guests: Drain,
+}
+
+/// Starts, stops and describes workloads. Shape: clones are the same host.
+#[derive(Clone)]
+pub struct Host(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    identity: Identity,
+    name: String,
+    http_port: Option<u16>,
+    default_allowed_hosts: Vec<String>,
+    control: Drain,
+    started_at: OffsetDateTime,
+    node: Node,
+    table: Mutex<BTreeMap<WorkloadId, Entry>>,
+}
+
+/// How the table reaches a workload.
+struct Entry {
+    spec: Arc<WorkloadSpec>,
+    stop: CancellationToken,
+    state: watch::Receiver<State>,
+    resolved: watch::Receiver<Vec<Resolved>>,
+    started_at: OffsetDateTime,
+}
+
+impl Host {
+    /// A host without workloads.
+    pub fn new(parts: Parts) -> Self {
+        let shared = Shared {
+            engine: parts.engine,
+            artifacts: parts.artifacts,
+            routes: parts.routes,
+            messages: Arc::new(Semaphore::new(parts.limits.messages_per_host)),
+            limits: parts.limits,
+            any_host: parts.any_host,
+            guests: parts.guests,
+        };
+        Self(Arc::new(Inner {
+            shared: Arc::new(shared),
+            name: friendly_name(&parts.identity.id),
+            identity: parts.identity,
+            http_port: parts.http_port,
+            default_allowed_hosts: parts.default_allowed_hosts,
+            control: parts.control,
+            started_at: OffsetDateTime::now_utc(),
+            node: Node::new(),
+            table: Mutex::default(),
+        }))
+    }
+
+    /// The id the fleet knows it by.
+    pub fn id(&self) -> &HostId {
+        &self.0.identity.id
+    }
+
+    /// The name people see.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<WorkloadId, Entry>> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a workload and waits until it runs or has failed.
+    ///
+    /// Shape: what runs already under this id with the same content is not disturbed; a failed one is tried
+    /// again. A start that takes longer than `start_reply` is answered STARTING and goes on.
+    /// Source: `runtime.host.<id>.workload.start`.
+    pub async fn start(&self, id: WorkloadId, workload: wire::Workload) -> wire::WorkloadStatus {
+        let (mut state, mine) = match self.register(&id, workload) {
+            Ok(registered) => registered,
+            Err(message) => return status(&id, wire::WorkloadState::Error, message),
+        };
+        let settled = state.wait_for(|state| *state != State::Starting);
+        let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled).await;
+        let state = match settled {
+            Ok(Ok(state)) => state.clone(),
+            // The task ended without a word: it was aborted by a panic.
+            Ok(Err(_)) => State::Failed("the workload's task ended unexpectedly".to_owned()),
+            Err(_) => State::Starting,
+        };
+        let message = match &state {
+            State::Running if mine => "Workload started successfully".to_owned(),
+            State::Failed(cause) => cause.clone(),
+            State::Stopping | State::Gone => "Workload was stopped while starting".to_owned(),
+            state => state.to_string(),
+        };
+        let state = match state {
+            State::Gone => wire::WorkloadState::Stopping,
+            state => state.wire(),
+        };
+        status(&id, state, message)
+    }
+
+    /// Puts a workload into the table and gives it a task. `true` when this call did.
+    fn register(
+        &self,
+        id: &WorkloadId,
+        workload: wire::Workload,
+    ) -> Result<(watch::Receiver<State>, bool), String> {
+        let inner = &self.0;
+        let config = inner.shared.engine.config();
+        let terms = Terms {
+            memory_bytes_max: config.memory_bytes_max,
+            default_allowed_hosts: &inner.default_allowed_hosts,
+            interfaces: inner.shared.engine.interfaces(),
+            ingress: inner.http_port.is_some(),
+        };
+        let spec: Result<_, spec::Error> = WorkloadSpec::new(id.clone(), workload, &terms);
+        let mut table = self.table();
+        if let Some(entry) = table.get(id)
+            && !matches!(*entry.state.borrow(), State::Failed(_) | State::Gone)
+        {
+            return match spec {
+                Ok(spec) if spec.content == entry.spec.content => Ok((entry.state.clone(), false)),
+                _ => Err(format!(
+                    "Workload ID [{id}] already exists (the existing workload must be stopped to reuse the ID)"
+                )),
+            };
+        }
+        let spec = Arc::new(spec.map_err(|error| error.to_string())?);
+        if inner.control.is_stopping() {
+            return Err("the host is draining and takes no new workloads".to_owned());
+        }
+        if table.len() >= WORKLOADS_MAX {
+            return Err(format!("the host holds {WORKLOADS_MAX} workloads, its maximum"));
+        }
+        let stop = CancellationToken::new();
+        let (state_sender, state) = watch::channel(State::Starting);
+        let (resolved_sender, resolved) = watch::channel(Vec::new());
+        let actor = Actor {
+            shared: Arc::clone(&inner.shared),
+            spec: Arc::clone(&spec),
+            stop: stop.clone(),
+            state: state_sender,
+            resolved: resolved_sender,
+        };
+        let entry = Entry {
+            spec,
+            stop: stop.clone(),
+            state: state.clone(),
+            resolved,
+            started_at: OffsetDateTime::now_utc(),
+        };
+        table.insert(id.clone(), entry);
+        drop(table);
+        let (host, id) = (self.clone(), id.clone());
+        inner.control.spawn("workload", async move {
+            actor.run().await;
+            host.forget(&id);
+        });
+        Ok((state, true))
+    }
+
+    /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
+    fn forget(&self, id: &WorkloadId) {
+        let mut table = self.table();
+        if table.get(id).is_some_and(|entry| *entry.state.borrow() == State::Gone) {
+            table.remove(id);
+        }
+    }
+
+    /// Stops a workload and waits until nothing of it is left.
+    ///
+    /// Source: `runtime.host.<id>.workload.stop`.
+    pub async fn stop(&self, id: &WorkloadId) -> wire::WorkloadStatus {
+        let (stop, mut state, was) = {
+            let mut table = self.table();
+            let Some(entry) = table.get(id) else {
+                return status(id, wire::WorkloadState::NotFound, "Workload not found".to_owned());
+            };
+            let was = entry.state.borrow().clone();
+            let reached = (entry.stop.clone(), entry.state.clone(), was.clone());
+            if matches!(was, State::Failed(_) | State::Gone) {
+                table.remove(id);
+            }
+            reached
+        };
+        stop.cancel();
+        if was == State::Running {
+            let limits = &self.0.shared.limits;
+            // Twice: calls in flight, then messages being handled.
+            let patience = limits.stop_grace.saturating_mul(2).saturating_add(Duration::from_secs(1));
+            let gone = state.wait_for(|state| *state == State::Gone);
+            let _ = tokio::time::timeout(patience, gone).await;
+            self.forget(id);
+        }
+        status(id, wire::WorkloadState::Stopping, "Workload stopped successfully".to_owned())
+    }
+
+    /// How far a workload is.
+    ///
+    /// Source: `runtime.host.<id>.workload.status`.
+    pub fn status(&self, id: &WorkloadId) -> wire::WorkloadStatus {
+        let state = self.table().get(id).map(|entry| entry.state.borrow().clone());
+        match state {
+            None | Some(State::Gone) => status(
+                id,
+                wire::WorkloadState::NotFound,
+                format!("Workload not found: {id}"),
+            ),
+            Some(state) => status(id, state.wire(), state.to_string()),
+        }
+    }
+
+    /// Every workload, in any state.
+    ///
+    /// Source: `runtime.host.<id>.workload.list`.
+    pub fn list(&self) -> wire::WorkloadList {
+        wire::WorkloadList { workloads: self.table().values().map(Entry::summary).collect() }
+    }
+
+    /// One workload.
+    ///
+    /// Source: `runtime.host.<id>.workload.inspect`.
+    pub fn inspect(&self, id: &WorkloadId) -> Option<wire::WorkloadInspect> {
+        let table = self.table();
+        let entry = table.get(id)?;
+        let content: String =
+            entry.spec.content.iter().map(|byte| format!("{byte:02x}")).collect();
+        Some(wire::WorkloadInspect {
+            workload: Some(entry.summary()),
+            content_digest: format!("sha256:{content}"),
+            annotations: entry.spec.annotations.clone(),
+        })
+    }
+
+    /// What this host says about itself.
+    pub fn heartbeat(&self) -> wire::HostHeartbeat {
+        let inner = &self.0;
+        let (workloads, components) = {
+            let table = self.table();
+            let running = table.values().filter(|entry| *entry.state.borrow() == State::Running);
+            (table.len() as u64, running.map(|entry| entry.spec.components.len() as u64).sum())
+        };
+        let sample = inner.node.sample();
+        let mut labels = inner.identity.labels.clone();
+        labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
+        wire::HostHeartbeat {
+            id: inner.identity.id.to_string(),
+            hostname: inner.identity.hostname.clone(),
+            friendly_name: inner.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            labels,
+            started_at: Some(inner.started_at),
+            os_arch: std::env::consts::ARCH.to_owned(),
+            os_name: std::env::consts::OS.to_owned(),
+            os_kernel: inner.node.os_kernel().to_owned(),
+            system_cpu_usage: sample.cpu_percent,
+            system_memory_total: sample.memory_total,
+            system_memory_free: sample.memory_free,
+            component_count: components,
+            workload_count: workloads,
+            imports: served(inner.shared.engine.interfaces()),
+            exports: driven(),
+            http_port: inner.http_port.unwrap_or(0).into(),
+            environment: inner.identity.environment.clone(),
+        }
+    }
+
+    /// Tells every workload to stop and waits until the last is gone, or `grace` is over.
+    pub async fn stop_all(&self, grace: Duration) {
+        let states: Vec<_> = {
+            let table = self.table();
+            table.values().map(|entry| (entry.stop.clone(), entry.state.clone())).collect()
+        };
+        for (stop, _) in &states {
+            stop.cancel();
+        }
+        let ended = |state: &State| matches!(state, State::Gone | State::Failed(_));
+        let all = async {
+            for (_, mut state) in states {
+                // An error means that its task has ended.
+                let _ = state.wait_for(ended).await;
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            tracing::warn!(?grace, "workloads were still stopping when the time was over");
+        }
+    }
+
+    /// Where its capabilities come from.
+    pub fn plugins(&self) -> &Plugins {
+        self.0.shared.engine.plugins()
+    }
+}
+
+impl Entry {
+    fn summary(&self) -> wire::WorkloadSummary {
+        let state = self.state.borrow().clone();
+        let resolved = self.resolved.borrow();
+        let components = self.spec.components.iter().map(|component| {
+            let found = resolved.iter().find(|resolved| resolved.name == component.name);
+            wire::ComponentSummary {
+                name: component.name.clone(),
+                image: component.image.clone(),
+                digest: found.map(|resolved| resolved.digest.clone()).unwrap_or_default(),
+            }
+        });
+        wire::WorkloadSummary {
+            workload_id: self.spec.id.to_string(),
+            namespace: self.spec.namespace.clone(),
+            name: self.spec.name.clone(),
+            state: state.wire(),
+            message: state.to_string(),
+            components: components.collect(),
+            hosts: self.spec.http.iter().flat_map(|names| names.iter().map(str::to_owned)).collect(),
+            started_at: Some(self.started_at),
+        }
+    }
+}
+
+fn status(
+    id: &WorkloadId,
+    workload_state: wire::WorkloadState,
+    message: String,
+) -> wire::WorkloadStatus {
+    wire::WorkloadStatus { workload_id: id.to_string(), workload_state, message }
+}
+
+fn served(interfaces: &Interfaces) -> Vec<wire::WitInterface> {
+    interfaces.serves().map(wit_interface).collect()
+}
+
+fn driven() -> Vec<wire::WitInterface> {
+    // Like WASI itself, HTTP is on every host and not listed.
+    let beyond = |served: &&engine::wit::Served| served.package != "http";
+    crate::trigger::drives().iter().filter(beyond).copied().map(wit_interface).collect()
+}
+
+fn wit_interface(served: engine::wit::Served) -> wire::WitInterface {
+    wire::WitInterface {
+        namespace: served.namespace.to_owned(),
+        package: served.package.to_owned(),
+        version: served.version.to_owned(),
+        interfaces: served.interfaces.iter().map(|name| (*name).to_owned()).collect(),
+        ..wire::WitInterface::default()
+    }
+}

@@ -1,0 +1,87 @@
+//! A component as the target of HTTP requests.
+
+use async_trait::async_trait;
+use capabilities::BoxError;
+use engine::{Runnable, invoke};
+use http::uri::Scheme;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::http::{CallError, RequestBody, ResponseBody, Target};
+use crate::workload::actor::{InFlight, Token};
+
+/// A linked component behind a route.
+pub(crate) struct Guest {
+    pub(crate) target: Runnable,
+    pub(crate) in_flight: InFlight,
+}
+
+#[async_trait]
+impl Target for Guest {
+    fn component(&self) -> &str {
+        &self.target.owner().component
+    }
+
+    async fn call(
+        &self,
+        request: Request<RequestBody>,
+        scheme: Scheme,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let token = self.in_flight.token();
+        let called = self.in_flight.run(self.target.http(request, &scheme)).await;
+        match called {
+            Some(Ok(response)) => {
+                Ok(response.map(|body| Counted { body, token }.boxed_unsync()))
+            }
+            Some(Err(error)) => Err(refused(error)),
+            None => Err(CallError::Trap("the workload was stopped".to_owned())),
+        }
+    }
+}
+
+fn refused(error: invoke::Error) -> CallError {
+    match error {
+        invoke::Error::Busy => CallError::Busy,
+        invoke::Error::CpuExceeded(limit) | invoke::Error::Timeout(limit) => {
+            CallError::Timeout(limit)
+        }
+        invoke::Error::NoResponse => CallError::NoResponse,
+        error => CallError::Trap(error.to_string()),
+    }
+}
+
+/// A body that counts as a call in flight until it ends, and is cut when stopping takes too long.
+struct Counted<B> {
+    body: B,
+    token: Token,
+}
+
+impl<B> Body for Counted<B>
+where
+    B: Body<Error = invoke::Error> + Unpin,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        if self.token.poll_cut(cx).is_ready() {
+            return Poll::Ready(Some(Err("the workload was stopped".into())));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        frame.map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

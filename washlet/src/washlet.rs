@@ -1,0 +1,277 @@
+//! Config → build → run: how a host is put together, and how it comes apart.
+//!
+//! ```text
+//! build   engine, artifact cache, listener, host           nothing is said to the fleet yet
+//! run     control loop: subscribe, flush, first heartbeat   until a signal or the loop's failure
+//! drain   control (goodbye) → listener → workloads → calls → plugins
+//! ```
+//! Two runtimes: the control plane has one of its own, so that nothing a guest does delays it.
+
+use capabilities::plugin::Plugins;
+use engine::Engine;
+use engine::interface::Interfaces;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::artifact::{self, Artifacts};
+use crate::config::{Config, Limits};
+use crate::control::nats;
+use crate::drain::Drain;
+use crate::host::{Host, Parts};
+use crate::trigger::http::{self, Routes, Server, Timeouts};
+
+/// How often the cleaner looks at the artifact cache.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the subscription to commands may be lost while NATS is connected.
+const RESTORE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why a host cannot be built, or ended.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The engine does not start.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The artifact cache cannot be used.
+    #[error(transparent)]
+    Artifacts(#[from] artifact::Error),
+    /// The listener cannot be set up.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The control loop could not be kept up.
+    #[error("the control plane was lost")]
+    Control(#[source] nats::ControlError),
+    /// The control loop's task ended without a result.
+    #[error("the control plane's task ended unexpectedly")]
+    ControlEnded,
+}
+
+/// What the engine is told beyond what the host is.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// The largest memory of one instance, in bytes.
+    pub memory_bytes_max: u64,
+    /// How many instances may live at once.
+    pub instances_max: u32,
+    /// CPU time of one call.
+    pub call_cpu_max: Duration,
+    /// Wall time of one call until its answer begins.
+    pub call_time_max: Duration,
+    /// Whom outgoing HTTPS trusts.
+    pub trust_roots: engine::TrustRoots,
+}
+
+impl EngineOptions {
+    /// The usual bounds.
+    pub fn new(instances_max: u32, trust_roots: engine::TrustRoots) -> Self {
+        Self {
+            memory_bytes_max: 4 << 30,
+            instances_max,
+            call_cpu_max: Duration::from_secs(60),
+            call_time_max: Duration::from_secs(600),
+            trust_roots,
+        }
+    }
+}
+
+/// A host that is built and serves, but has not joined a fleet.
+pub struct Washlet {
+    config: Config,
+    host: Host,
+    address: Option<SocketAddr>,
+    /// The control loop, workloads' tasks and the cleaner.
+    control: Drain,
+    workloads: Drain,
+    listener: Drain,
+    guests: Drain,
+}
+
+impl Washlet {
+    /// Builds a host and binds its listener.
+    ///
+    /// Shape: the current runtime becomes the control plane's; guests are called on `guests`. With `any_host`
+    /// every HTTP request goes to the workload started last.
+    ///
+    /// # Errors
+    /// [`Error`]; then nothing is left running.
+    pub async fn build(
+        config: Config,
+        options: EngineOptions,
+        plugins: Plugins,
+        interfaces: Interfaces,
+        guests: Handle,
+        any_host: bool,
+    ) -> Result<Self, Error> {
+        let control = Drain::new(Handle::current());
+        // Not a child: workloads go on while the control loop says goodbye.
+        let workloads = Drain::new(Handle::current());
+        let listener = Drain::new(guests.clone());
+        let guests = Drain::new(guests);
+        let background = guests.clone();
+        let engine = Engine::new(
+            engine::Config {
+                memory_bytes_max: options.memory_bytes_max,
+                instances_max: options.instances_max,
+                instance_wait: Duration::from_secs(1),
+                call_cpu_max: options.call_cpu_max,
+                call_time_max: options.call_time_max,
+                compiles_in_flight: 2,
+                flat_names: config.flat_names,
+                trust_roots: options.trust_roots,
+                background: Arc::new(move |rest| background.spawn("after the response", rest)),
+            },
+            plugins,
+            interfaces,
+        )?;
+        let artifacts = Artifacts::open(config.artifacts.clone(), &config.limits)?;
+        let routes = Routes::default();
+        let address = match &config.http {
+            None => None,
+            Some(http) => {
+                let timeouts = Timeouts::default();
+                let routes = routes.clone();
+                let server = Server::bind(http, &config.limits, timeouts, routes, &listener).await?;
+                Some(server.local_addr())
+            }
+        };
+        clean(&control, artifacts.clone());
+        let host = Host::new(Parts {
+            identity: config.identity.clone(),
+            engine,
+            artifacts,
+            routes,
+            http_port: address.map(|address| address.port()),
+            any_host,
+            limits: config.limits.clone(),
+            default_allowed_hosts: config.default_allowed_hosts.clone(),
+            control: workloads.clone(),
+            guests: guests.clone(),
+        });
+        Ok(Self { config, host, address, control, workloads, listener, guests })
+    }
+
+    /// The host itself.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Where HTTP requests come in, with the actual port.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// The owner of the control plane's tasks.
+    pub fn control(&self) -> &Drain {
+        &self.control
+    }
+
+    /// Joins the fleet on `client` and serves until `shutdown` completes or the control plane is lost, then
+    /// drains. `ready` is called once the fleet has been told.
+    ///
+    /// # Errors
+    /// [`Error::Control`] when the control plane could not be kept up; the host has drained by then.
+    pub async fn run(
+        self,
+        client: nats::Client,
+        ready: impl FnOnce(&Host),
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let (ended_sender, ended) = oneshot::channel();
+        let (ready_sender, is_ready) = oneshot::channel();
+        let control = nats::Control {
+            client,
+            host: self.config.identity.id.clone(),
+            heartbeat_interval: self.config.heartbeat_interval,
+            starts_in_queue: self.config.limits.starts_in_queue,
+            grace: self.config.limits.grace,
+            restore_within: RESTORE_WITHIN,
+            ready: Some(ready_sender),
+        };
+        let answer = Arc::new(self.host.clone());
+        let drain = self.control.clone();
+        self.control.spawn("control", async move {
+            // The receiver is gone only when the host is already coming down.
+            let _ = ended_sender.send(control.run(answer, drain).await);
+        });
+        let mut ended = ended;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let host = self.host.clone();
+        let outcome = tokio::select! {
+            () = &mut shutdown => Ok(()),
+            outcome = &mut ended => lost(outcome),
+            told = is_ready => {
+                if told.is_ok() {
+                    ready(&host);
+                }
+                tokio::select! {
+                    () = &mut shutdown => Ok(()),
+                    outcome = &mut ended => lost(outcome),
+                }
+            }
+        };
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "the control plane was lost; draining");
+        }
+        self.drain().await;
+        outcome
+    }
+
+    /// Takes the host down, in order; each step waits for the one before it.
+    pub async fn drain(self) {
+        let Limits { grace, stop_grace, .. } = self.config.limits;
+        let deadline = tokio::time::Instant::now() + grace;
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+        let warn = |step: &str, overdue: Result<(), crate::drain::Overdue>| {
+            if let Err(overdue) = overdue {
+                tracing::warn!(step, %overdue, "drain step did not finish");
+            }
+        };
+        tracing::info!("draining: control plane (goodbye)");
+        warn("control", self.control.drain(left()).await);
+        tracing::info!("draining: listener");
+        warn("listener", self.listener.drain(left()).await);
+        tracing::info!("draining: workloads");
+        self.host.stop_all(left().min(stop_grace)).await;
+        warn("workloads", self.workloads.drain(left()).await);
+        warn("calls", self.guests.drain(left()).await);
+        tracing::info!("draining: plugins");
+        if tokio::time::timeout(left().max(Duration::from_secs(1)), self.host.plugins().close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("plugins were still closing when the time was over");
+        }
+        tracing::info!("drained");
+    }
+}
+
+fn lost(
+    outcome: Result<Result<(), nats::ControlError>, oneshot::error::RecvError>,
+) -> Result<(), Error> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::Control(error)),
+        Err(_) => Err(Error::ControlEnded),
+    }
+}
+
+/// The cleaner: gives back disk that nobody uses.
+fn clean(control: &Drain, artifacts: Artifacts) {
+    let owner = control.clone();
+    control.spawn("cleaner", async move {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = owner.stopping() => break,
+                _ = interval.tick() => {}
+            }
+            let swept = artifacts.sweep().await;
+            tracing::debug!(?swept, "artifact cache cleaned");
+        }
+    });
+}

@@ -1,0 +1,272 @@
+//! The task that owns one workload: brings it up, holds what it attached, takes it down.
+
+use capabilities::plugin::{Ask, Settings};
+use capabilities::report;
+use engine::{Grant, Owner, Runnable};
+use futures::future::try_join_all;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::State;
+use super::spec::{ComponentSpec, WorkloadSpec};
+use crate::artifact::{Fetch, Pin as ArtifactPin};
+use crate::drain::Drain;
+use crate::host::Shared;
+use crate::trigger::guest::Guest;
+use crate::trigger::http::Attachment;
+use crate::trigger::messaging::{self, Delivering};
+
+/// What others may know of a workload's components while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+}
+
+/// Everything a running workload holds; dropping it detaches.
+struct Attached {
+    _routes: Option<Attachment>,
+    _pins: Vec<ArtifactPin>,
+    messages: Drain,
+}
+
+/// The task's own view of its workload.
+pub(crate) struct Actor {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) spec: Arc<WorkloadSpec>,
+    /// Told to stop when the workload is to stop.
+    pub(crate) stop: CancellationToken,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) resolved: watch::Sender<Vec<Resolved>>,
+}
+
+impl Actor {
+    /// Runs the workload until it is stopped, or has failed to start.
+    pub(crate) async fn run(self) {
+        let in_flight = InFlight::default();
+        let attached = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {
+                self.state.send_replace(State::Gone);
+                return;
+            }
+            attached = self.bring_up(&in_flight) => attached,
+        };
+        let (id, workload) = (&self.spec.id, &self.spec.name);
+        match attached {
+            Ok(attached) => {
+                tracing::info!(%id, workload, "workload is running");
+                self.state.send_replace(State::Running);
+                self.stop.cancelled().await;
+                self.state.send_replace(State::Stopping);
+                self.take_down(attached, &in_flight).await;
+                tracing::info!(%id, workload, "workload stopped");
+                self.state.send_replace(State::Gone);
+            }
+            Err(cause) => {
+                tracing::warn!(%id, workload, cause, "workload failed to start");
+                self.state.send_replace(State::Failed(cause));
+            }
+        }
+    }
+
+    async fn bring_up(&self, in_flight: &InFlight) -> Result<Attached, String> {
+        let pulls = self.spec.components.iter().map(|component| self.prepare(component));
+        let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
+
+        let messages = self.shared.guests.child();
+        let attached = self.attach(&runnables, in_flight, &messages).await;
+        match attached {
+            Ok(routes) => Ok(Attached { _routes: routes, _pins: pins, messages }),
+            Err(cause) => {
+                // Subscriptions that were already made must not outlive the failure.
+                let _ = messages.drain(self.shared.limits.stop_grace).await;
+                Err(cause)
+            }
+        }
+    }
+
+    /// Image → linked component.
+    async fn prepare(&self, spec: &ComponentSpec) -> Result<(Runnable, ArtifactPin), String> {
+        let ComponentSpec { name, image, .. } = spec;
+        let fetch = Fetch {
+            image,
+            policy: spec.policy,
+            credentials: spec.credentials.clone(),
+            progress: None,
+        };
+        let artifact = self.shared.artifacts.fetch(fetch).await.map_err(|error| {
+            format!("failed to pull image for component '{name}': {image}: {}", report(&error))
+        })?;
+        let digest = artifact.digest.to_string();
+        let engine = &self.shared.engine;
+        let compiled = engine
+            .compile(&digest, artifact.bytes)
+            .await
+            .map_err(|error| format!("component '{name}' ({image}) {error}"))?;
+        let grant = Grant {
+            owner: Arc::new(Owner {
+                namespace: self.spec.namespace.clone(),
+                workload: self.spec.name.clone(),
+                workload_id: self.spec.id.to_string(),
+                component: name.clone(),
+            }),
+            declared: Arc::clone(&self.spec.interfaces),
+            config: spec.config.clone(),
+            environment: spec.environment.clone(),
+            allowed_hosts: spec.allowed_hosts.clone(),
+            memory_bytes_max: spec.memory_bytes_max,
+        };
+        let runnable = engine
+            .link(&compiled, grant)
+            .await
+            .map_err(|error| format!("component '{name}': {}", report(&error)))?;
+        let resolved = Resolved { name: name.clone(), digest };
+        self.resolved.send_modify(|all| all.push(resolved));
+        Ok((runnable, artifact.pin))
+    }
+
+    /// Lets the world in: subscriptions first, the route last, so that a workload is reachable as a whole.
+    async fn attach(
+        &self,
+        runnables: &[Runnable],
+        in_flight: &InFlight,
+        messages: &Drain,
+    ) -> Result<Option<Attachment>, String> {
+        for (runnable, spec) in runnables.iter().zip(&self.spec.components) {
+            if runnable.handles_messages() && !spec.subscriptions.subjects.is_empty() {
+                self.subscribe(runnable, spec, in_flight, messages).await?;
+            }
+        }
+        let Some(names) = &self.spec.http else { return Ok(None) };
+        let Some(target) = runnables.iter().find(|runnable| runnable.serves_http()) else {
+            tracing::warn!(
+                id = %self.spec.id, workload = self.spec.name,
+                "a wasi:http interface is declared, but no component exports incoming-handler"
+            );
+            return Ok(None);
+        };
+        let guest = Guest { target: target.clone(), in_flight: in_flight.clone() };
+        let workload = self.spec.id.as_str().into();
+        let routes = &self.shared.routes;
+        Ok(Some(match self.shared.any_host {
+            true => routes.attach_default(workload, Arc::new(guest)),
+            false => routes.attach(names.clone(), workload, Arc::new(guest)),
+        }))
+    }
+
+    async fn subscribe(
+        &self,
+        runnable: &Runnable,
+        spec: &ComponentSpec,
+        in_flight: &InFlight,
+        messages: &Drain,
+    ) -> Result<(), String> {
+        let entry = self
+            .spec
+            .interfaces
+            .iter()
+            .find(|entry| entry.namespace == "wasmcloud" && entry.package == "messaging");
+        let Some(entry) = entry else { return Ok(()) };
+        let failed = |error: &dyn std::error::Error, what: String| {
+            let chain = what + ": " + &error.to_string();
+            format!("component '{}': {chain}", spec.name)
+        };
+        let ask = Ask {
+            namespace: &self.spec.namespace,
+            workload: &self.spec.name,
+            component: &spec.name,
+            flat_names: self.shared.engine.config().flat_names,
+            settings: Settings::new(&entry.config).also_known(engine::SUBSCRIPTION_KEYS),
+        };
+        let plugins = self.shared.engine.plugins();
+        let bus = async {
+            let bus = plugins.select(&ask.settings)?.messaging(&ask).await?;
+            ask.settings.finish()?;
+            Ok::<_, capabilities::plugin::OpenError>(bus)
+        };
+        let bus = bus
+            .await
+            .map_err(|error| failed(&error, format!("failed to open messaging for '{entry}'")))?;
+        let limits = &self.shared.limits;
+        let turns = spec.subscriptions.max_in_flight.unwrap_or(limits.messages_per_component);
+        let delivering = Delivering {
+            target: runnable.clone(),
+            subscriptions: spec.subscriptions.clone(),
+            component: Arc::new(Semaphore::new(turns.min(limits.messages_per_component))),
+            host: Arc::clone(&self.shared.messages),
+            in_flight: in_flight.clone(),
+            shed: Arc::new(AtomicU64::new(0)),
+        };
+        messaging::attach(&*bus, delivering, messages)
+            .await
+            .map_err(|(what, error)| failed(&error, what))
+    }
+
+    /// Nothing new comes in; what is in flight may finish, then is cut.
+    async fn take_down(&self, attached: Attached, in_flight: &InFlight) {
+        let Attached { _routes, _pins, messages } = attached;
+        drop(_routes);
+        let grace = self.shared.limits.stop_grace;
+        messages.stop();
+        if !in_flight.finish(grace).await {
+            tracing::warn!(id = %self.spec.id, ?grace, "calls were still running and are cut");
+        }
+        if let Err(overdue) = messages.drain(grace).await {
+            tracing::warn!(id = %self.spec.id, %overdue, "messages are still being handled");
+        }
+    }
+}
+
+/// Calls into one workload that a stop waits for, and cuts when that takes too long.
+#[derive(Clone, Default)]
+pub(crate) struct InFlight {
+    tracker: TaskTracker,
+    cut: CancellationToken,
+}
+
+/// One call in flight.
+pub(crate) struct Token {
+    _counted: TaskTrackerToken,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Token {
+    /// Ready once the call is to end at once.
+    pub(crate) fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cut.as_mut().poll(cx)
+    }
+}
+
+impl InFlight {
+    pub(crate) fn token(&self) -> Token {
+        let cut = Box::pin(self.cut.clone().cancelled_owned());
+        Token { _counted: self.tracker.token(), cut }
+    }
+
+    /// `call`'s output; `None` when it was cut.
+    pub(crate) async fn run<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        let _counted = self.tracker.token();
+        tokio::select! {
+            biased;
+            () = self.cut.cancelled() => None,
+            output = call => Some(output),
+        }
+    }
+
+    /// Waits for every call; after `grace` cuts the rest and says `false`.
+    async fn finish(&self, grace: std::time::Duration) -> bool {
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
+            return true;
+        }
+        self.cut.cancel();
+        false
+    }
+}

@@ -1,0 +1,424 @@
+//! The start request, checked whole: what is here can be honoured, what is not here was refused with the
+//! path of its field.
+
+use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
+use engine::wit::{WitInterface, WitName};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use subjects::WorkloadId;
+use subjects::wire;
+
+use crate::artifact::{Credentials, PullPolicy};
+use crate::trigger::http::Names;
+
+/// The annotation that the operator puts on the replicas of a deployment.
+const REPLICA_ANNOTATION: &str = "runtime.wasmcloud.dev/workload-replica-set-generation";
+
+/// Memory of a component that names no limit, in MiB.
+const MEMORY_MB_DEFAULT: u64 = 256;
+
+/// Packages of WASI that every component has without asking.
+const ALWAYS: [&str; 7] = ["io", "clocks", "random", "cli", "filesystem", "sockets", "http"];
+
+/// What the host allows and offers, to check requests against.
+pub struct Terms<'a> {
+    /// The most memory one component may ask for, in bytes.
+    pub memory_bytes_max: u64,
+    /// `allowedHosts` of a component that names none.
+    pub default_allowed_hosts: &'a [String],
+    /// Whether `wasi:http` and others are served.
+    pub interfaces: &'a engine::interface::Interfaces,
+    /// Whether there is an HTTP listener.
+    pub ingress: bool,
+}
+
+/// A start request that can be honoured.
+pub struct WorkloadSpec {
+    /// The id it was started with.
+    pub id: WorkloadId,
+    /// Scopes the names of buckets.
+    pub namespace: String,
+    /// Unique per replica.
+    pub name: String,
+    /// As they came; only the operator's are read.
+    pub annotations: BTreeMap<String, String>,
+    /// What it runs, in the order of the manifest.
+    pub components: Vec<ComponentSpec>,
+    /// What it asks of the host.
+    pub interfaces: Arc<[WitInterface]>,
+    /// The names it answers HTTP requests for.
+    pub http: Option<Names>,
+    /// Equal for equal requests.
+    pub content: [u8; 32],
+}
+
+/// One component of a workload.
+pub struct ComponentSpec {
+    /// Its name in the manifest.
+    pub name: String,
+    /// Where its bytes come from.
+    pub image: String,
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// How to sign in there.
+    pub credentials: Option<Credentials>,
+    /// Values of `wasi:config`, and of triggers.
+    pub config: BTreeMap<String, String>,
+    /// Process environment.
+    pub environment: BTreeMap<String, String>,
+    /// Where it may send HTTP requests.
+    pub allowed_hosts: AllowedHosts,
+    /// What its live instances may hold together, in bytes.
+    pub memory_bytes_max: u64,
+    /// What it receives messages by, if it handles any.
+    pub subscriptions: Subscriptions,
+}
+
+/// How a component receives messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscriptions {
+    /// None means that nothing is delivered.
+    pub subjects: Vec<String>,
+    /// `None` means that every replica receives every message.
+    pub group: Option<String>,
+    /// Messages at once, if the workload says.
+    pub max_in_flight: Option<usize>,
+    /// How long a message waits for its turn before it is dropped.
+    pub admission_wait: Duration,
+}
+
+/// Why a request is refused. Shape: `path: reason`, the path being that of the wire.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field asks for what this host cannot do.
+    #[error("{path}: {reason}")]
+    Refused {
+        /// `workload.witWorld.components[0].localResources.cpuLimit`
+        path: String,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// Bad `allowedHosts`.
+    #[error("invalid local_resources for component {component}: {source}")]
+    AllowedHosts {
+        /// The component's name.
+        component: String,
+        /// All bad entries; shown in the text, because operators match on it.
+        source: InvalidEntries,
+    },
+    /// Host interfaces that nothing serves.
+    #[error("requested interfaces that are not available on this host: {}", .0.join(", "))]
+    Unavailable(Vec<String>),
+}
+
+fn refused<T>(path: impl Into<String>, reason: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Refused { path: path.into(), reason: reason.into() })
+}
+
+impl WorkloadSpec {
+    /// Checks a request.
+    ///
+    /// # Errors
+    /// [`Error`], for the first field that cannot be honoured.
+    pub fn new(id: WorkloadId, workload: wire::Workload, terms: &Terms<'_>) -> Result<Self, Error> {
+        let content = Sha256::digest(workload.encode()).into();
+        if workload.service.is_some() {
+            return refused("workload.service", "services are not supported by this version");
+        }
+        if !workload.volumes.is_empty() {
+            return refused("workload.volumes", "volumes are not supported by this version");
+        }
+        let world = workload.wit_world.unwrap_or_default();
+        let interfaces = interfaces(world.host_interfaces, terms)?;
+        let deployment = deployment(&workload.name, workload.annotations.get(REPLICA_ANNOTATION));
+        let mut names = BTreeSet::new();
+        let mut components = Vec::with_capacity(world.components.len());
+        for (index, component) in world.components.into_iter().enumerate() {
+            let path = format!("workload.witWorld.components[{index}]");
+            if !names.insert(component.name.clone()) && !component.name.is_empty() {
+                return refused(format!("{path}.name"), "another component has this name");
+            }
+            let who = Who { namespace: &workload.namespace, deployment };
+            components.push(component_spec(&path, component, &interfaces, &who, terms)?);
+        }
+        let http = http_names(&interfaces, &workload.name, terms)?;
+        Ok(Self {
+            id,
+            namespace: workload.namespace,
+            name: workload.name,
+            annotations: workload.annotations,
+            components,
+            interfaces: interfaces.into(),
+            http,
+            content,
+        })
+    }
+}
+
+fn interfaces(
+    entries: Vec<wire::WitInterface>,
+    terms: &Terms<'_>,
+) -> Result<Vec<WitInterface>, Error> {
+    let mut interfaces = Vec::with_capacity(entries.len());
+    let mut unavailable = Vec::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let path = format!("workload.witWorld.hostInterfaces[{index}]");
+        if entry.namespace.is_empty() || entry.package.is_empty() {
+            return refused(path, "namespace and package are required");
+        }
+        if entry.interfaces.is_empty() {
+            return refused(format!("{path}.interfaces"), "must name at least one interface");
+        }
+        if !entry.name.is_empty() {
+            return refused(
+                format!("{path}.name"),
+                "named host interfaces are not supported by this version; leave the name out",
+            );
+        }
+        let Ok(version) = version(&entry.version) else {
+            return refused(format!("{path}.version"), "is not a semantic version like '0.2.0'");
+        };
+        let interface = WitInterface {
+            namespace: entry.namespace,
+            package: entry.package,
+            interfaces: entry.interfaces,
+            version,
+            config: entry.config,
+        };
+        if !is_served(&interface, terms) {
+            unavailable.push(interface.to_string());
+        }
+        let twin = |other: &WitInterface| {
+            other.namespace == interface.namespace && other.package == interface.package
+        };
+        if interfaces.iter().any(twin) {
+            return refused(path, "another entry has this package; list all interfaces in one");
+        }
+        interfaces.push(interface);
+    }
+    if unavailable.is_empty() { Ok(interfaces) } else { Err(Error::Unavailable(unavailable)) }
+}
+
+fn version(text: &str) -> Result<Option<semver::Version>, semver::Error> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// Every interface of the entry must be one that this host links or drives.
+fn is_served(entry: &WitInterface, terms: &Terms<'_>) -> bool {
+    if entry.namespace == "wasi" && ALWAYS.contains(&entry.package.as_str()) {
+        return true;
+    }
+    entry.interfaces.iter().all(|interface| {
+        let name = WitName {
+            namespace: entry.namespace.clone(),
+            package: entry.package.clone(),
+            interface: interface.clone(),
+            version: entry.version.clone(),
+        };
+        terms.interfaces.serves().any(|served| served.serves(&name))
+            || crate::trigger::drives().iter().any(|served| served.serves(&name))
+    })
+}
+
+fn http_names(
+    interfaces: &[WitInterface],
+    workload: &str,
+    terms: &Terms<'_>,
+) -> Result<Option<Names>, Error> {
+    let serves = |interface: &String| interface == "incoming-handler" || interface == "handler";
+    let entry = interfaces.iter().position(|entry| {
+        entry.namespace == "wasi"
+            && entry.package == "http"
+            && entry.interfaces.iter().any(serves)
+    });
+    let Some((index, entry)) = entry.and_then(|index| Some((index, interfaces.get(index)?))) else {
+        return Ok(None);
+    };
+    let path = format!("workload.witWorld.hostInterfaces[{index}].config");
+    // `address` is in old manifests; the listener is the host's, so it never meant anything.
+    let known = ["host", "host-aliases", "address"];
+    if let Some(key) = entry.config.keys().find(|key| !known.contains(&key.as_str())) {
+        return refused(format!("{path}.{key}"), "unknown key (known: host, host-aliases)");
+    }
+    if !terms.ingress {
+        return refused(path, "this host has no HTTP listener; start it with --http-addr");
+    }
+    let text = |key: &str| entry.config.get(key).map(|value| value.trim()).unwrap_or_default();
+    // An entry without a host answers to the workload's name.
+    let primary = Some(text("host")).filter(|host| !host.is_empty());
+    let primary = primary.or(Some(workload)).filter(|host| !host.is_empty());
+    match Names::parse(primary, Some(text("host-aliases"))) {
+        Ok(names) => Ok(Some(names)),
+        Err(error) => refused(format!("{path}.host"), error.to_string()),
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+struct Who<'a> {
+    namespace: &'a str,
+    deployment: &'a str,
+}
+
+fn component_spec(
+    path: &str,
+    component: wire::Component,
+    interfaces: &[WitInterface],
+    who: &Who<'_>,
+    terms: &Terms<'_>,
+) -> Result<ComponentSpec, Error> {
+    if component.image.trim().is_empty() {
+        return refused(format!("{path}.image"), "is required");
+    }
+    let resources = component.local_resources.unwrap_or_default();
+    let at = |field: &str| format!("{path}.localResources.{field}");
+    if resources.cpu_limit > 0 {
+        return refused(at("cpuLimit"), "CPU limits are not supported by this version");
+    }
+    if !resources.volume_mounts.is_empty() {
+        return refused(at("volumeMounts"), "volumes are not supported by this version");
+    }
+    if !resources.allowed_ip_name_lookups.is_empty() {
+        return refused(at("allowedIpNameLookups"), "sockets are not supported by this version");
+    }
+    if !resources.allowed_host_loopback_ports.is_empty() {
+        return refused(at("allowedHostLoopbackPorts"), "sockets are not supported by this version");
+    }
+    let memory_bytes_max = match u64::try_from(resources.memory_limit_mb) {
+        Ok(0) | Err(_) => (MEMORY_MB_DEFAULT << 20).min(terms.memory_bytes_max),
+        Ok(mb) if mb << 20 > terms.memory_bytes_max => {
+            let mb_max = terms.memory_bytes_max >> 20;
+            return refused(
+                at("memoryLimitMb"),
+                format!("{mb} MiB exceeds {mb_max} MiB, the most one component can have here"),
+            );
+        }
+        Ok(mb) => mb << 20,
+    };
+    let hosts = match resources.allowed_hosts.is_empty() {
+        true => terms.default_allowed_hosts,
+        false => &resources.allowed_hosts,
+    };
+    let allowed_hosts = AllowedHosts::parse(hosts)
+        .map_err(|source| Error::AllowedHosts { component: component.name.clone(), source })?;
+    let subscriptions =
+        subscriptions(path, &component.name, &resources.config, interfaces, who)?;
+    // Empty strings are what the operator sends for no secret at all.
+    let credentials = component
+        .image_pull_secret
+        .filter(|secret| !secret.username.is_empty() || !secret.password.is_empty())
+        .map(|secret| Credentials { username: secret.username, password: secret.password });
+    Ok(ComponentSpec {
+        name: component.name,
+        image: component.image,
+        policy: match component.image_pull_policy {
+            wire::ImagePullPolicy::Always => PullPolicy::Always,
+            wire::ImagePullPolicy::Never => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        },
+        credentials,
+        config: resources.config,
+        environment: resources.environment,
+        allowed_hosts,
+        memory_bytes_max,
+        subscriptions,
+    })
+}
+
+/// The name of the deployment that a replica belongs to.
+///
+/// A replica is `<replica set>-<hash>`, a replica set `<deployment>-<template hash>`; only what the operator
+/// says it generated is removed.
+fn deployment<'a>(workload: &'a str, generation: Option<&String>) -> &'a str {
+    let Some(generation) = generation else { return workload };
+    let set = workload.rsplit_once('-').map_or(workload, |(set, _)| set);
+    match set.rsplit_once('-') {
+        Some((deployment, hash)) if hash == generation => deployment,
+        _ => set,
+    }
+}
+
+fn subscriptions(
+    path: &str,
+    component: &str,
+    own: &BTreeMap<String, String>,
+    interfaces: &[WitInterface],
+    who: &Who<'_>,
+) -> Result<Subscriptions, Error> {
+    let entry = interfaces
+        .iter()
+        .find(|entry| entry.namespace == "wasmcloud" && entry.package == "messaging");
+    let text = |key: &str| {
+        let shared = entry.and_then(|entry| entry.config.get(key));
+        own.get(key).or(shared).map(|value| value.trim()).filter(|value| !value.is_empty())
+    };
+    let at = |key: &str| format!("{path} (config '{key}')");
+    let mut result = Subscriptions {
+        subjects: text("subscriptions").map(list).unwrap_or_default(),
+        group: None,
+        max_in_flight: text("max_in_flight").and_then(|text| text.parse().ok()).filter(|n| *n > 0),
+        admission_wait: Duration::from_secs(30),
+    };
+    if entry.is_none() {
+        result.subjects.clear();
+        return Ok(result);
+    }
+    if let Some(bad) =
+        result.subjects.iter().find(|subject| !capabilities::messaging::is_filter(subject))
+    {
+        return refused(at("subscriptions"), format!("'{bad}' is not a subject"));
+    }
+    result.group = match text("consumer_group") {
+        Some("broadcast") => None,
+        Some(group) if group.contains(|c: char| c.is_whitespace() || c == '*' || c == '>') => {
+            return refused(at("consumer_group"), "must not have white space, '*' or '>'");
+        }
+        Some(group) => Some(group.to_owned()),
+        None => Some(default_group(who.namespace, who.deployment, component)),
+    };
+    if let Some(text) = text("admission_wait") {
+        match duration(text) {
+            Some(wait) => result.admission_wait = wait.min(Duration::from_secs(600)),
+            None => return refused(at("admission_wait"), "must be a duration like 30s or 500ms"),
+        }
+    }
+    Ok(result)
+}
+
+/// Seconds, or a number with `ms`, `s` or `m`.
+fn duration(text: &str) -> Option<Duration> {
+    let number = |digits: &str| digits.trim().parse::<u64>().ok();
+    if let Some(digits) = text.strip_suffix("ms") {
+        return number(digits).map(Duration::from_millis);
+    }
+    if let Some(digits) = text.strip_suffix('m') {
+        return number(digits)?.checked_mul(60).map(Duration::from_secs);
+    }
+    number(text.strip_suffix('s').unwrap_or(text)).map(Duration::from_secs)
+}
+
+/// `wasmcloud.<namespace>.<deployment>.<component>.<hash of the three>`, as the reference forms it.
+fn default_group(namespace: &str, deployment: &str, component: &str) -> String {
+    let hash = fnv1a(format!("{namespace}\0{deployment}\0{component}").as_bytes());
+    let plain = |text: &str| -> String {
+        let legal = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+        text.chars().map(|c| if legal(c) { c } else { '-' }).collect()
+    };
+    let mut readable =
+        format!("wasmcloud.{}.{}.{}", plain(namespace), plain(deployment), plain(component));
+    while readable.len() > 128 - 17 {
+        readable.pop();
+    }
+    format!("{readable}.{hash:016x}")
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
