@@ -1,0 +1,453 @@
+//! Buckets of JetStream: finding, creating, and the last message of a key.
+//!
+//! A key's *last* message is its value, or a tombstone, or nothing. Its revision is the stream's
+//! sequence number, which never comes again; a write may demand that it still is the last.
+
+use async_nats::connection::State;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError};
+use async_nats::jetstream::kv::{self, Operation};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{
+    self, ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind, DiscardPolicy,
+    StorageType,
+};
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, StatusCode, header};
+use bytes::Bytes;
+use capabilities::BoxError;
+use capabilities::keyvalue::{Error, Result, VALUE_BYTES_MAX};
+use capabilities::plugin::{OpenError, Settings};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::OPERATION_TIMEOUT;
+
+/// How many buckets are remembered; beyond that all are looked up again.
+const BUCKETS_MAX: usize = 1024;
+
+/// What a message needs besides its value: headers, and the subject when it is read back.
+const HEADERS_BYTES_MAX: usize = 8 << 10;
+
+/// How long a tombstone stays, for those who watch the bucket.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// The buckets of one connection.
+pub(crate) struct Buckets {
+    client: Client,
+    jetstream: jetstream::Context,
+    known: Mutex<HashMap<String, Bucket>>,
+}
+
+/// A bucket that was there.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    client: Client,
+    jetstream: jetstream::Context,
+    store: Arc<kv::Store>,
+}
+
+/// What a key has.
+#[derive(Clone, Debug)]
+pub(crate) struct Last {
+    /// 0 when the key never had a message, or none that is kept.
+    pub(crate) revision: u64,
+    /// `None` for a tombstone.
+    pub(crate) value: Option<Bytes>,
+}
+
+impl Buckets {
+    pub(crate) fn new(client: Client) -> Self {
+        // Our own limit ends an exchange first, so that there is one way to learn of it.
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(2 * OPERATION_TIMEOUT)
+            .build(client.clone());
+        Self {
+            client,
+            jetstream,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The bucket called `name` by NATS and `guest_name` by the guest.
+    ///
+    /// Errors: [`Error::NoSuchBucket`].
+    pub(crate) async fn find(&self, name: &str, guest_name: &str) -> Result<Bucket> {
+        if let Some(bucket) = self.known().get(name) {
+            return Ok(bucket.clone());
+        }
+        match limited(&self.client, self.jetstream.get_key_value(name)).await {
+            Ok(store) => Ok(self.remember(name, store)),
+            Err(Error::NoSuchBucket(_)) => Err(Error::NoSuchBucket(guest_name.to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`find`](Self::find), making it of `blueprint` when it is absent.
+    pub(crate) async fn find_or_create(
+        &self,
+        name: &str,
+        guest_name: &str,
+        blueprint: &Blueprint,
+    ) -> Result<Bucket> {
+        match self.find(name, guest_name).await {
+            Err(Error::NoSuchBucket(_)) => {}
+            found => return found,
+        }
+        let created = limited(
+            &self.client,
+            self.jetstream.create_stream(blueprint.stream(name)),
+        )
+        .await;
+        match (created, self.find(name, guest_name).await) {
+            // Another host may have made it, with other settings: that is as good.
+            (_, Ok(bucket)) => Ok(bucket),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// Whether there is a connection now.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Looks `name` up again the next time.
+    pub(crate) fn forget(&self, name: &str) {
+        self.known().remove(name);
+    }
+
+    fn remember(&self, name: &str, store: kv::Store) -> Bucket {
+        let bucket = Bucket {
+            client: self.client.clone(),
+            jetstream: self.jetstream.clone(),
+            store: Arc::new(store),
+        };
+        let mut known = self.known();
+        if known.len() >= BUCKETS_MAX {
+            known.clear();
+        }
+        known.insert(name.to_owned(), bucket.clone());
+        bucket
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bucket {
+    /// The last message of `key`, which is encoded.
+    pub(crate) async fn last(&self, key: &str) -> Result<Last> {
+        let entry = limited(&self.client, self.store.entry(key)).await?;
+        Ok(match entry {
+            None => Last {
+                revision: 0,
+                value: None,
+            },
+            Some(entry) => Last {
+                revision: entry.revision,
+                value: (entry.operation == Operation::Put).then_some(entry.value),
+            },
+        })
+    }
+
+    /// Writes `value` for `ttl` seconds; the new revision, or `None` when `expected` was not the last.
+    pub(crate) async fn write(
+        &self,
+        key: &str,
+        value: Bytes,
+        expected: Option<u64>,
+        ttl: Option<u64>,
+    ) -> Result<Option<u64>> {
+        let mut message = PublishMessage::build().payload(value);
+        if let Some(expected) = expected {
+            message = message.expected_last_subject_sequence(expected);
+        }
+        if let Some(ttl) = ttl {
+            message = message.ttl(Duration::from_secs(ttl));
+            if self.keeps_history() {
+                // Else the value before would be the last again once this one has expired.
+                message = message.header(header::NATS_ROLLUP, "sub");
+            }
+        }
+        match self.publish(key, message).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if is_conflict(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a tombstone at `key`.
+    pub(crate) async fn remove(&self, key: &str) -> Result<()> {
+        let mut message = PublishMessage::build().header("KV-Operation", "DEL");
+        if self.takes_ttl() && !self.keeps_history() {
+            message = message.ttl(TOMBSTONE_TTL);
+        }
+        self.publish(key, message).await.map(drop)
+    }
+
+    /// All keys that have a value, encoded, in no order.
+    pub(crate) async fn keys(&self) -> Result<kv::Keys> {
+        limited(&self.client, self.store.keys()).await
+    }
+
+    /// What `next` of the listing comes to, in time.
+    pub(crate) async fn limited<T, E: Into<BoxError>>(
+        &self,
+        next: impl Future<Output = Result<T, E>>,
+    ) -> Result<T> {
+        limited(&self.client, next).await
+    }
+
+    /// The largest value it takes now, in bytes.
+    pub(crate) fn value_bytes_max(&self) -> usize {
+        let config = &self.store.stream.cached_info().config;
+        let stream_max = usize::try_from(config.max_message_size).unwrap_or(0);
+        let message_max = match stream_max {
+            0 => self.client.max_payload(),
+            stream_max => stream_max.min(self.client.max_payload()),
+        };
+        message_max
+            .saturating_sub(HEADERS_BYTES_MAX)
+            .min(VALUE_BYTES_MAX)
+    }
+
+    /// Whether a value may have a life of its own.
+    pub(crate) fn takes_ttl(&self) -> bool {
+        self.store.stream.cached_info().config.allow_message_ttl
+    }
+
+    fn keeps_history(&self) -> bool {
+        self.store
+            .stream
+            .cached_info()
+            .config
+            .max_messages_per_subject
+            != 1
+    }
+
+    async fn publish(&self, key: &str, message: PublishMessage) -> Result<u64> {
+        let prefix = self.store.put_prefix.as_ref().unwrap_or(&self.store.prefix);
+        let publish = async {
+            self.jetstream
+                .send_publish(format!("{prefix}{key}"), message)
+                .await?
+                .await
+        };
+        limited(&self.client, publish).await.map(|ack| ack.sequence)
+    }
+}
+
+/// How a new bucket is made.
+pub(crate) struct Blueprint(stream::Config);
+
+impl Blueprint {
+    pub(crate) fn read(settings: &Settings<'_>) -> Result<Self, OpenError> {
+        let within = |range: std::ops::RangeInclusive<u32>| {
+            move |value: &str| value.parse().ok().filter(|number| range.contains(number))
+        };
+        let history = settings.parsed("history", "a number from 1 to 64", within(1..=64))?;
+        let replicas = settings.parsed("replicas", "a number from 1 to 5", within(1..=5))?;
+        let expected = "a time of at least 1s, like 90s, 10m, 12h or 7d";
+        let max_age = settings.parsed("ttl", expected, parse_ttl)?;
+        let max_bytes = settings.parsed("max_bytes", "a positive number of bytes", |value| {
+            value.parse().ok().filter(|bytes| *bytes > 0)
+        })?;
+        let storage = settings.parsed("storage", "file or memory", |value| match value {
+            "file" => Some(StorageType::File),
+            "memory" => Some(StorageType::Memory),
+            _ => None,
+        })?;
+        let history = history.unwrap_or(1);
+        Ok(Self(stream::Config {
+            max_messages_per_subject: history.into(),
+            num_replicas: replicas.unwrap_or(1) as usize,
+            max_age: max_age.unwrap_or_default(),
+            max_bytes: max_bytes.unwrap_or(-1),
+            storage: storage.unwrap_or_default(),
+            // What makes a stream a bucket.
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            // A server that does not know these (before 2.11) leaves them out.
+            allow_message_ttl: true,
+            // With both history and these, nats-server 2.15 lets no value expire.
+            subject_delete_marker_ttl: (history == 1).then_some(TOMBSTONE_TTL),
+            ..stream::Config::default()
+        }))
+    }
+
+    fn stream(&self, bucket: &str) -> stream::Config {
+        stream::Config {
+            name: format!("KV_{bucket}"),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            ..self.0.clone()
+        }
+    }
+}
+
+/// A whole number of seconds, or of what its last letter says.
+fn parse_ttl(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)? {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return None,
+    };
+    let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+    let ttl = Duration::from_secs(seconds);
+    (ttl >= Duration::from_secs(1) && ttl <= capabilities::keyvalue::TTL_MAX).then_some(ttl)
+}
+
+/// What `exchange` comes to within [`OPERATION_TIMEOUT`], its error in our words.
+async fn limited<T, E: Into<BoxError>>(
+    client: &Client,
+    exchange: impl Future<Output = Result<T, E>>,
+) -> Result<T> {
+    let error = match tokio::time::timeout(OPERATION_TIMEOUT, exchange).await {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.into(),
+        Err(elapsed) => elapsed.into(),
+    };
+    Err(match what_happened(&*error) {
+        Happened::NoAnswer if client.connection_state() == State::Connected => {
+            Error::Timeout(OPERATION_TIMEOUT)
+        }
+        Happened::NoAnswer => Error::Unavailable("not connected to NATS".into()),
+        Happened::NoStream => Error::NoSuchBucket(String::new()),
+        Happened::NoResponders => Error::Unavailable(error),
+        Happened::Other => Error::Internal(error),
+    })
+}
+
+enum Happened {
+    NoAnswer,
+    /// The server says that the stream does not exist.
+    NoStream,
+    /// Nobody answers for the stream: it does not exist, or JetStream is not (yet) there.
+    NoResponders,
+    Other,
+}
+
+/// The client tells most by types, deep in the chain of sources.
+fn what_happened(error: &(dyn std::error::Error + 'static)) -> Happened {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(code) = code(error) {
+            return match code {
+                ErrorCode::STREAM_NOT_FOUND => Happened::NoStream,
+                _ => Happened::Other,
+            };
+        }
+        if error.is::<tokio::time::error::Elapsed>() {
+            return Happened::NoAnswer;
+        }
+        if let Some(error) = error.downcast_ref::<PublishError>() {
+            match error.kind() {
+                PublishErrorKind::StreamNotFound => return Happened::NoResponders,
+                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+                    return Happened::NoAnswer;
+                }
+                _ => {}
+            }
+        }
+        if let Some(error) = error.downcast_ref::<DirectGetError>() {
+            match error.kind() {
+                DirectGetErrorKind::ErrorResponse(StatusCode::NO_RESPONDERS, _) => {
+                    return Happened::NoResponders;
+                }
+                DirectGetErrorKind::TimedOut => return Happened::NoAnswer,
+                _ => {}
+            }
+        }
+        if let Some(error) = error.downcast_ref::<async_nats::RequestError>() {
+            match error.kind() {
+                async_nats::RequestErrorKind::NoResponders => return Happened::NoResponders,
+                async_nats::RequestErrorKind::TimedOut => return Happened::NoAnswer,
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    Happened::Other
+}
+
+/// JetStream's own number of an error, if `error` itself has one.
+fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
+    if let Some(error) = error.downcast_ref::<jetstream::Error>() {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<GetStreamError>()
+        && let GetStreamErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<ConsumerError>()
+        && let ConsumerErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    None
+}
+
+/// Whether a write failed because the expected message was not the last.
+fn is_conflict(error: &Error) -> bool {
+    let Error::Internal(source) = error else {
+        return false;
+    };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
+    while let Some(error) = next {
+        if let Some(code) = code(error) {
+            return matches!(
+                code,
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+                    | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+                    | ErrorCode::STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_NOT_READY
+            );
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls() {
+        for (text, seconds) in [
+            ("5", 5),
+            ("90s", 90),
+            ("10m", 600),
+            ("12h", 43_200),
+            ("7d", 604_800),
+        ] {
+            assert_eq!(
+                parse_ttl(text),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "0",
+            "0s",
+            "-1",
+            "1.5h",
+            "1w",
+            "1 h",
+            "1hm",
+            "99999999999d",
+            "é",
+        ] {
+            assert_eq!(parse_ttl(text), None, "{text}");
+        }
+    }
+}
