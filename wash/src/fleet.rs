@@ -1,0 +1,254 @@
+//! The fleet seen from a client: finding hosts and asking them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::{Client, Message, RequestErrorKind, StatusCode};
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+use subjects::control::{Command, ERROR_CODE_HEADER, HEARTBEATS, PING};
+use subjects::wire::{
+    HostHeartbeat, WorkloadList, WorkloadStartRequest, WorkloadStartResponse, WorkloadStatus,
+    WorkloadStatusRequest, WorkloadStatusResponse, WorkloadStopRequest, WorkloadStopResponse,
+    WorkloadSummary,
+};
+use subjects::{HostId, WorkloadId};
+use tokio::time::{Instant, timeout, timeout_at};
+use washlet::control::nats::{ConnectError, connect_once};
+
+use crate::args::ClientNats;
+use crate::output::{Exit, Failure, printable};
+
+/// How long a host may take to answer anything but a start.
+const REPLY: Duration = Duration::from_secs(5);
+/// When no further host spoke up for so long, those that did are taken for all of them.
+const QUIET: Duration = Duration::from_millis(400);
+/// The largest fleet that is looked at.
+const HOSTS_MAX: usize = 10_000;
+/// How many hosts are asked at once.
+pub(crate) const ASKED_AT_ONCE: usize = 32;
+
+/// A connection to the NATS server where the hosts are.
+pub(crate) struct Fleet {
+    client: Client,
+}
+
+/// How long to look for hosts.
+#[derive(Clone, Copy)]
+pub(crate) enum Look {
+    /// So long, also for hosts that only send heartbeats.
+    Full(Duration),
+    /// At most so long, and only until hosts that answer have answered.
+    UntilQuiet(Duration),
+}
+
+impl Fleet {
+    /// Connects, trying once.
+    pub(crate) async fn connect(nats: &ClientNats) -> Result<Self, Failure> {
+        let config = nats.config()?;
+        let error = match connect_once(&config, "wash").await {
+            Ok(client) => return Ok(Self { client }),
+            Err(error) => error,
+        };
+        let exit = if error.is_configuration() {
+            Exit::Usage
+        } else {
+            Exit::Unreachable
+        };
+        let failure = Failure::new(exit, capabilities::report(&error));
+        Err(match error {
+            ConnectError::Unreachable { .. } => {
+                failure.hint("start nats-server, or name another by --nats-url")
+            }
+            ConnectError::Auth { .. } => {
+                failure.hint("sign in with --nats-creds, --nats-nkey, --nats-user or --nats-token")
+            }
+            _ => failure,
+        })
+    }
+
+    /// The hosts that answer or send a heartbeat meanwhile, by id.
+    pub(crate) async fn hosts(&self, look: Look) -> Result<Vec<HostHeartbeat>, Failure> {
+        let inbox = self.client.new_inbox();
+        let failed = |error: &dyn std::error::Error| {
+            Failure::new(
+                Exit::Unreachable,
+                format!("failed to look for hosts: {error}"),
+            )
+        };
+        let replies = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|e| failed(&e))?;
+        let heartbeats = self
+            .client
+            .subscribe(HEARTBEATS)
+            .await
+            .map_err(|e| failed(&e))?;
+        let asked = self.client.publish_with_reply(PING, inbox, "".into()).await;
+        asked.map_err(|e| failed(&e))?;
+        self.client.flush().await.map_err(|e| failed(&e))?;
+
+        let (Look::Full(wait) | Look::UntilQuiet(wait)) = look;
+        let end = Instant::now() + wait;
+        let mut until = end;
+        let mut messages = futures::stream::select(replies, heartbeats);
+        let mut hosts = BTreeMap::new();
+        while hosts.len() < HOSTS_MAX {
+            let Ok(Some(message)) = timeout_at(until, messages.next()).await else {
+                break;
+            };
+            if message.status == Some(StatusCode::NO_RESPONDERS) {
+                continue;
+            }
+            match HostHeartbeat::decode(&message.payload) {
+                Ok(host) if HostId::new(host.id.as_str()).is_ok() => {
+                    hosts.insert(host.id.clone(), host);
+                    if let Look::UntilQuiet(_) = look {
+                        until = end.min(Instant::now() + QUIET);
+                    }
+                }
+                Ok(_) => tracing::warn!(subject = %message.subject, "a heartbeat names no host"),
+                Err(error) => {
+                    tracing::warn!(subject = %message.subject, %error, "not a heartbeat");
+                }
+            }
+        }
+        Ok(hosts.into_values().collect())
+    }
+
+    /// The ids of `host` alone if given, else of all hosts found; nobody is a failure.
+    pub(crate) async fn ids(
+        &self,
+        host: Option<&HostId>,
+        wait: Duration,
+    ) -> Result<Vec<HostId>, Failure> {
+        if let Some(host) = host {
+            return Ok(vec![host.clone()]);
+        }
+        let hosts = self.hosts(Look::UntilQuiet(wait)).await?;
+        let ids: Vec<_> = hosts
+            .into_iter()
+            .filter_map(|host| HostId::new(host.id).ok())
+            .collect();
+        if ids.is_empty() {
+            Err(nobody(wait))
+        } else {
+            Ok(ids)
+        }
+    }
+
+    /// Asks `host` to start a workload, which it may take its time for.
+    pub(crate) async fn start(
+        &self,
+        host: &HostId,
+        request: &WorkloadStartRequest,
+        patience: Duration,
+    ) -> Result<WorkloadStatus, Failure> {
+        let payload = request.encode();
+        let reply: WorkloadStartResponse =
+            self.ask(host, Command::Start, payload, patience).await?;
+        said(host, reply.workload_status)
+    }
+
+    /// Asks `host` how far a workload is.
+    pub(crate) async fn status(
+        &self,
+        host: &HostId,
+        id: &WorkloadId,
+    ) -> Result<WorkloadStatus, Failure> {
+        let payload = WorkloadStatusRequest {
+            workload_id: id.to_string(),
+        }
+        .encode();
+        let reply: WorkloadStatusResponse = self.ask(host, Command::Status, payload, REPLY).await?;
+        said(host, reply.workload_status)
+    }
+
+    /// Asks `host` to stop a workload.
+    pub(crate) async fn stop(
+        &self,
+        host: &HostId,
+        id: &WorkloadId,
+    ) -> Result<WorkloadStatus, Failure> {
+        let payload = WorkloadStopRequest {
+            workload_id: id.to_string(),
+        }
+        .encode();
+        // A host finishes the calls in flight first.
+        let reply: WorkloadStopResponse = self.ask(host, Command::Stop, payload, REPLY * 7).await?;
+        said(host, reply.workload_status)
+    }
+
+    /// All workloads of `host`.
+    pub(crate) async fn list(&self, host: &HostId) -> Result<Vec<WorkloadSummary>, Failure> {
+        let reply: WorkloadList = self.ask(host, Command::List, Vec::new(), REPLY).await?;
+        Ok(reply.workloads)
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        host: &HostId,
+        command: Command,
+        payload: Vec<u8>,
+        patience: Duration,
+    ) -> Result<T, Failure> {
+        let unreachable = |why: &str| {
+            Failure::new(Exit::Unreachable, format!("host '{host}' {why}"))
+                .hint("`wash hosts` lists the hosts that answer")
+        };
+        let request = async_nats::Request::new()
+            .payload(payload.into())
+            .timeout(None);
+        let answer = self.client.send_request(command.subject(host), request);
+        let message = match timeout(patience, answer).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                return Err(unreachable("is not there"));
+            }
+            Ok(Err(error)) => return Err(unreachable(&format!("cannot be asked: {error}"))),
+            Err(_) => {
+                let patience = humantime::format_duration(patience);
+                return Err(unreachable(&format!(
+                    "did not answer '{command}' within {patience}"
+                )));
+            }
+        };
+        serde_json::from_slice(&message.payload).map_err(|_| match refusal(&message) {
+            Some(refusal) => {
+                Failure::new(Exit::Refused, format!("host '{host}' refused: {refusal}"))
+            }
+            None => Failure::new(
+                Exit::Failed,
+                format!("host '{host}' answered '{command}' with something else"),
+            ),
+        })
+    }
+}
+
+/// Nobody answered.
+pub(crate) fn nobody(wait: Duration) -> Failure {
+    let wait = humantime::format_duration(wait);
+    Failure::new(Exit::Unreachable, format!("no host answered within {wait}"))
+        .hint("start one with `wash host`, or look longer with --wait 20s")
+}
+
+/// What a reply says went wrong, when it is no message of the command.
+fn refusal(message: &Message) -> Option<String> {
+    let headers = message.headers.as_ref()?;
+    let code = headers.get(ERROR_CODE_HEADER)?.as_str();
+    let text = headers
+        .get("Nats-Service-Error")
+        .map_or("", |text| text.as_str());
+    Some(printable(&format!("{text} (code {code})")))
+}
+
+fn said(host: &HostId, status: Option<WorkloadStatus>) -> Result<WorkloadStatus, Failure> {
+    status.ok_or_else(|| {
+        Failure::new(
+            Exit::Failed,
+            format!("host '{host}' answered without a status"),
+        )
+    })
+}

@@ -1,0 +1,366 @@
+//! Commands that ask hosts, which the tests play over a real NATS server.
+
+use std::collections::BTreeMap;
+
+use async_nats::{Client, Message, Subscriber};
+use fleet::nats::NatsServer;
+use futures::StreamExt;
+use subjects::HostId;
+use subjects::control::{Command, PING};
+use subjects::wire::*;
+
+use crate::{Ran, ran, run, wash};
+
+/// Hosts that answer as a workload's name tells them to.
+struct Hosts {
+    client: Client,
+    pings: Subscriber,
+    commands: Subscriber,
+    heartbeats: Vec<HostHeartbeat>,
+    workloads: BTreeMap<(String, String), WorkloadSummary>,
+}
+
+impl Hosts {
+    /// Plays hosts with these ids, all of group `edge`.
+    async fn play(nats: &NatsServer, ids: &[&str]) -> Self {
+        let client = nats.client().await.unwrap();
+        let heartbeat = |id: &&str| HostHeartbeat {
+            id: (*id).into(),
+            hostname: "10.0.0.1".into(),
+            friendly_name: format!("host-{id}"),
+            labels: [("hostgroup".to_owned(), "edge".to_owned())].into(),
+            system_memory_total: 4 << 30,
+            system_memory_free: 2 << 30,
+            http_port: 8080,
+            version: "1.2.3".into(),
+            ..HostHeartbeat::default()
+        };
+        let (pings, commands) = (
+            client.subscribe(PING).await.unwrap(),
+            client.subscribe("runtime.host.>").await.unwrap(),
+        );
+        client.flush().await.unwrap();
+        let heartbeats = ids.iter().map(heartbeat).collect();
+        Self {
+            client,
+            pings,
+            commands,
+            heartbeats,
+            workloads: BTreeMap::new(),
+        }
+    }
+
+    /// Runs a command, answering as long as it lasts.
+    async fn run(&mut self, nats: &NatsServer, line: &str) -> Ran {
+        let mut command = wash(line);
+        command.env("WASH_NATS_URL", nats.url());
+        let mut output = std::pin::pin!(command.output());
+        loop {
+            tokio::select! {
+                output = &mut output => return ran(output.unwrap()),
+                Some(ping) = self.pings.next() => self.pong(&ping).await,
+                Some(command) = self.commands.next() => self.answer(command).await,
+            }
+        }
+    }
+
+    async fn pong(&self, ping: &Message) {
+        for heartbeat in &self.heartbeats {
+            self.client
+                .publish(ping.reply.clone().unwrap(), heartbeat.encode().into())
+                .await
+                .unwrap();
+        }
+    }
+
+    async fn answer(&mut self, message: Message) {
+        let id = message.subject.split('.').nth(2).unwrap().to_owned();
+        if !self.heartbeats.iter().any(|host| host.id == id) {
+            return;
+        }
+        let command = Command::parse(&HostId::new(id.as_str()).unwrap(), &message.subject).unwrap();
+        let reply = match command {
+            Command::Start => {
+                self.start(&id, WorkloadStartRequest::decode(&message.payload).unwrap())
+            }
+            Command::Status => {
+                let request = WorkloadStatusRequest::decode(&message.payload).unwrap();
+                let entry = self.workloads.get_mut(&(id, request.workload_id.clone()));
+                let workload_state = match entry {
+                    None => WorkloadState::NotFound,
+                    // What was starting when asked runs when asked again.
+                    Some(summary) => std::mem::replace(&mut summary.state, WorkloadState::Running),
+                };
+                let workload_status = Some(WorkloadStatus {
+                    workload_id: request.workload_id,
+                    workload_state,
+                    message: String::new(),
+                });
+                WorkloadStatusResponse { workload_status }.encode()
+            }
+            Command::Stop => {
+                let request = WorkloadStopRequest::decode(&message.payload).unwrap();
+                let had = self
+                    .workloads
+                    .remove(&(id, request.workload_id.clone()))
+                    .is_some();
+                let workload_state = if had {
+                    WorkloadState::Stopping
+                } else {
+                    WorkloadState::NotFound
+                };
+                let workload_status = Some(WorkloadStatus {
+                    workload_id: request.workload_id,
+                    workload_state,
+                    message: String::new(),
+                });
+                WorkloadStopResponse { workload_status }.encode()
+            }
+            Command::List => {
+                let mine = self.workloads.iter().filter(|((host, _), _)| *host == id);
+                WorkloadList {
+                    workloads: mine.map(|(_, summary)| summary.clone()).collect(),
+                }
+                .encode()
+            }
+            other => panic!("{other}"),
+        };
+        self.client
+            .publish(message.reply.unwrap(), reply.into())
+            .await
+            .unwrap();
+    }
+
+    fn start(&mut self, host: &str, request: WorkloadStartRequest) -> Vec<u8> {
+        let workload = request.workload.unwrap();
+        let (state, message) = match workload.name.as_str() {
+            "bad" => (WorkloadState::Error, "interface is not\u{1b}[2J available"),
+            "slow" => (WorkloadState::Starting, ""),
+            _ => (WorkloadState::Running, ""),
+        };
+        let component = &workload.wit_world.unwrap().components[0];
+        let component = ComponentSummary {
+            name: component.name.clone(),
+            image: component.image.clone(),
+            digest: String::new(),
+        };
+        let summary = WorkloadSummary {
+            workload_id: request.workload_id.clone(),
+            namespace: workload.namespace,
+            name: workload.name,
+            state,
+            components: vec![component],
+            ..WorkloadSummary::default()
+        };
+        self.workloads
+            .insert((host.to_owned(), request.workload_id.clone()), summary);
+        let status = WorkloadStatus {
+            workload_id: request.workload_id,
+            workload_state: state,
+            message: message.into(),
+        };
+        WorkloadStartResponse {
+            workload_status: Some(status),
+        }
+        .encode()
+    }
+}
+
+#[tokio::test]
+async fn a_missing_server_is_unreachable() {
+    let mut nats = NatsServer::start().await.unwrap();
+    let url = nats.url();
+    nats.kill();
+    for line in [
+        "hosts",
+        "workload list",
+        "workload start --image x",
+        "workload stop a",
+        "workload status a",
+    ] {
+        let ran = run(&format!("{line} --nats-url {url}")).await;
+        assert_eq!(ran.code, 4, "{line}: {}", ran.stderr);
+        assert!(ran.stderr.contains("hint:"), "{line}: {}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_fleet_is_not_an_error_to_look_at() {
+    let nats = NatsServer::start().await.unwrap();
+    let url = nats.url();
+    let ran = run(&format!("hosts --wait 100ms --nats-url {url}")).await;
+    assert!(
+        ran.code == 0 && ran.stdout.is_empty() && ran.stderr.contains("no host answered"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(
+        run(&format!("-o json hosts --wait 100ms --nats-url {url}"))
+            .await
+            .envelope()["data"],
+        serde_json::json!([])
+    );
+    let ran = run(&format!("workload list --wait 100ms --nats-url {url}")).await;
+    assert!(
+        ran.code == 4 && ran.stderr.contains("no host answered"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[tokio::test]
+async fn hosts_are_listed_for_people_and_programs() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["b", "a"]).await;
+    hosts.heartbeats[0].hostname = "fd00::1\u{1b}[31m".into();
+    let ran = hosts.run(&nats, "hosts --wait 1s").await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.stdout);
+    assert!(
+        lines[0].starts_with("ID") && lines[0].ends_with("VERSION"),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        lines[1].contains("host-a")
+            && lines[1].contains("10.0.0.1:8080")
+            && lines[1].contains("2.0 GiB"),
+        "{}",
+        lines[1]
+    );
+    assert!(
+        lines[2].contains("edge") && !ran.stdout.contains('\u{1b}'),
+        "{}",
+        lines[2]
+    );
+    let data = hosts.run(&nats, "hosts --wait 1s -o json").await.envelope()["data"].clone();
+    assert_eq!(
+        (data[0]["id"].as_str(), data[1]["systemMemoryFree"].as_str()),
+        (Some("a"), Some("2147483648"))
+    );
+}
+
+#[tokio::test]
+async fn a_workload_goes_to_hosts_that_fit_until_it_is_stopped() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a", "b", "c"]).await;
+    hosts.heartbeats[0].workload_count = 7;
+    let start =
+        "workload start --image reg/x:1 --name slow --host-group edge --replicas 2 --wait -o json";
+    let ran = hosts.run(&nats, start).await;
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    let data = ran.envelope()["data"].clone();
+    let on: Vec<&str> = data
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["hostId"].as_str().unwrap())
+        .collect();
+    assert_eq!(on, ["b", "c"]);
+    assert!(
+        data.as_array()
+            .unwrap()
+            .iter()
+            .all(|row| row["state"] == "RUNNING"),
+        "{data}"
+    );
+    let id = data[0]["workloadId"].as_str().unwrap();
+
+    let list = hosts.run(&nats, "workload list").await;
+    assert_eq!(list.stdout.lines().count(), 3, "{}", list.stdout);
+    assert!(
+        list.stdout.contains("default/slow") && list.stdout.contains("reg/x:1"),
+        "{}",
+        list.stdout
+    );
+    let status = hosts
+        .run(&nats, &format!("workload status {id} -o json"))
+        .await
+        .envelope();
+    assert_eq!(
+        (
+            status["data"][0]["hostId"].as_str(),
+            status["data"][0]["state"].as_str()
+        ),
+        (Some("b"), Some("RUNNING"))
+    );
+
+    let stop = hosts.run(&nats, &format!("workload stop {id}")).await;
+    assert!(
+        stop.code == 0 && stop.stdout.contains("STOPPING"),
+        "{}{}",
+        stop.stdout,
+        stop.stderr
+    );
+    assert_eq!(hosts.workloads.len(), 1);
+    let gone = hosts.run(&nats, &format!("workload stop {id}")).await;
+    assert_eq!(gone.code, 1, "{}", gone.stderr);
+    let gone = hosts
+        .run(&nats, &format!("workload stop {id} --host b"))
+        .await;
+    assert_eq!(gone.code, 3, "{}", gone.stderr);
+}
+
+#[tokio::test]
+async fn a_start_that_cannot_be_says_why() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a"]).await;
+    let refused = hosts
+        .run(&nats, "workload start --image x --name bad --wait")
+        .await;
+    assert_eq!(refused.code, 3, "{}", refused.stderr);
+    assert!(
+        refused
+            .stdout
+            .contains("interface is not\\u{1b}[2J available"),
+        "{}",
+        refused.stdout
+    );
+    let envelope = hosts
+        .run(&nats, "workload start --image x --name bad -o json")
+        .await
+        .envelope();
+    assert_eq!(envelope["data"][0]["state"], "ERROR");
+    for (flags, why) in [
+        ("--host-group core", "1 without label hostgroup=core"),
+        ("--environment prod", "1 not in environment 'prod'"),
+        ("--replicas 2", "only 1 of the 1"),
+        ("--memory-limit-mb 3000", "1 short of memory"),
+        ("--host z --timeout 1s", "host 'z'"),
+    ] {
+        let ran = hosts
+            .run(&nats, &format!("workload start --image x {flags}"))
+            .await;
+        assert_eq!(ran.code, 4, "{flags}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(why) || ran.stdout.contains(why),
+            "{flags}: {}{}",
+            ran.stdout,
+            ran.stderr
+        );
+    }
+    assert!(
+        hosts
+            .workloads
+            .values()
+            .all(|workload| workload.name == "bad")
+    );
+}
+
+#[tokio::test]
+async fn an_interrupted_command_ends_with_130() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &[]).await;
+    let url = nats.url();
+    let mut command = wash(&format!("hosts --wait 10m --nats-url {url}"));
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    // It has asked, so it waits for hosts.
+    hosts.pings.next().await.unwrap();
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(ran(child.wait_with_output().await.unwrap()).code, 130);
+}
