@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `bucket` | finds and creates buckets; reads and writes the last message of a key |
 //! | `counter` | lets concurrent additions to a key share one compare-and-swap |
+//! | `exchange` | one exchange with JetStream: its time limit, its errors |
 //! | `keyvalue` | `KeyValueStore` on these two |
 //! | `messaging` | `MessageBus` |
 //!
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 mod bucket;
 mod counter;
+mod exchange;
 mod keyvalue;
 mod messaging;
 

@@ -1,6 +1,9 @@
 //! The NATS plugin keeps the contract, against a real server with JetStream.
 
-#![expect(clippy::unwrap_used, reason = "what a test cannot set up, it cannot go on from")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test cannot set up, it cannot go on from"
+)]
 
 use async_nats::jetstream;
 use bytes::Bytes;

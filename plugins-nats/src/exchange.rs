@@ -1,0 +1,127 @@
+//! One exchange with JetStream: its time limit, and its errors in our words.
+
+use async_nats::connection::State;
+use async_nats::jetstream::context::{
+    GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
+};
+use async_nats::jetstream::stream::{
+    ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind,
+};
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, StatusCode};
+use capabilities::BoxError;
+use capabilities::keyvalue::{Error, Result};
+use std::future::Future;
+
+use crate::OPERATION_TIMEOUT;
+
+/// What `exchange` comes to within [`OPERATION_TIMEOUT`], its error in our words.
+pub(crate) async fn limited<T, E: Into<BoxError>>(
+    client: &Client,
+    exchange: impl Future<Output = Result<T, E>>,
+) -> Result<T> {
+    let error = match tokio::time::timeout(OPERATION_TIMEOUT, exchange).await {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.into(),
+        Err(elapsed) => elapsed.into(),
+    };
+    Err(match what_happened(&*error) {
+        Happened::NoAnswer if client.connection_state() == State::Connected => {
+            Error::Timeout(OPERATION_TIMEOUT)
+        }
+        Happened::NoAnswer => Error::Unavailable("not connected to NATS".into()),
+        Happened::NoStream => Error::NoSuchBucket(String::new()),
+        Happened::NoResponders => Error::Unavailable(error),
+        Happened::Other => Error::Internal(error),
+    })
+}
+
+enum Happened {
+    NoAnswer,
+    /// The server says that the stream does not exist.
+    NoStream,
+    /// Nobody answers for the stream: it does not exist, or JetStream is not (yet) there.
+    NoResponders,
+    Other,
+}
+
+/// The client tells most by types, deep in the chain of sources.
+fn what_happened(error: &(dyn std::error::Error + 'static)) -> Happened {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(code) = code(error) {
+            return match code {
+                ErrorCode::STREAM_NOT_FOUND => Happened::NoStream,
+                _ => Happened::Other,
+            };
+        }
+        if error.is::<tokio::time::error::Elapsed>() {
+            return Happened::NoAnswer;
+        }
+        if let Some(error) = error.downcast_ref::<PublishError>() {
+            match error.kind() {
+                PublishErrorKind::StreamNotFound => return Happened::NoResponders,
+                PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+                    return Happened::NoAnswer;
+                }
+                _ => {}
+            }
+        }
+        if let Some(error) = error.downcast_ref::<DirectGetError>() {
+            match error.kind() {
+                DirectGetErrorKind::ErrorResponse(StatusCode::NO_RESPONDERS, _) => {
+                    return Happened::NoResponders;
+                }
+                DirectGetErrorKind::TimedOut => return Happened::NoAnswer,
+                _ => {}
+            }
+        }
+        if let Some(error) = error.downcast_ref::<async_nats::RequestError>() {
+            match error.kind() {
+                async_nats::RequestErrorKind::NoResponders => return Happened::NoResponders,
+                async_nats::RequestErrorKind::TimedOut => return Happened::NoAnswer,
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    Happened::Other
+}
+
+/// JetStream's own number of an error, if `error` itself has one.
+fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
+    if let Some(error) = error.downcast_ref::<jetstream::Error>() {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<GetStreamError>()
+        && let GetStreamErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<ConsumerError>()
+        && let ConsumerErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    None
+}
+
+/// Whether a write failed because the expected message was not the last.
+pub(crate) fn is_conflict(error: &Error) -> bool {
+    let Error::Internal(source) = error else {
+        return false;
+    };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
+    while let Some(error) = next {
+        if let Some(code) = code(error) {
+            return matches!(
+                code,
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+                    | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+                    | ErrorCode::STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_NOT_READY
+            );
+        }
+        next = error.source();
+    }
+    false
+}
