@@ -1,5 +1,7 @@
 //! The commands as somebody at a terminal sees them: output, exit code, nothing else.
 
+#![cfg(test)]
+
 mod commands;
 mod hosts;
 mod images;
