@@ -230,10 +230,6 @@ impl CpuQuota {
     fn percent_since(&self, before: &Self, elapsed: Duration) -> f32 {
         let used = self.used.saturating_sub(before.used).as_secs_f64();
         let share = 100.0 * used / (elapsed.as_secs_f64() * self.cores);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a percentage needs no more"
-        )]
         let percent = share as f32;
         percent.clamp(0.0, 100.0)
     }

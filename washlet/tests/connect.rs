@@ -1,5 +1,11 @@
 //! Connecting to real NATS servers that ask who we are.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests too"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

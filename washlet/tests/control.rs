@@ -1,5 +1,11 @@
 //! The control loop over a real NATS server, with an answer that knows no workloads.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests are tests too"
+)]
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -388,6 +394,25 @@ async fn draining_finishes_what_was_taken_and_says_goodbye_first() -> Result<()>
     fixture.answer.gate.add_permits(1);
     assert_eq!(text(&next(&mut start).await?), "started a");
     assert_eq!(fixture.end().await?, Ok(()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_without_its_server_leaves_without_waiting_for_it() -> Result<()> {
+    let mut fixture = Fixture::start().await?;
+    fixture.server.kill();
+    until(SOON, "the connection is lost", async || {
+        let state = fixture.own.connection_state();
+        (state == async_nats::connection::State::Disconnected).then_some(())
+    })
+    .await?;
+    let start = std::time::Instant::now();
+    assert_eq!(fixture.end().await?, Ok(()));
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 
