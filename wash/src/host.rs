@@ -52,7 +52,9 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let connect = async {
             let id = config.identity.id.to_string();
             let scheduler = nats::connect(&scheduler, &format!("washlet-{id}"), &waiting).await;
-            let Some(scheduler) = scheduler.map_err(unusable)? else { return Ok(None) };
+            let Some(scheduler) = scheduler.map_err(unusable)? else {
+                return Ok(None);
+            };
             // The data connection lives where guests do, away from the control plane.
             let (name, owner) = (format!("washlet-data-{id}"), waiting.clone());
             let data = guests.spawn(async move { nats::connect(&data, &name, &owner).await });

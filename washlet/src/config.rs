@@ -56,7 +56,9 @@ pub struct NatsConfig {
 impl std::fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The URL and the credentials may hold secrets.
-        f.debug_struct("NatsConfig").field("tls", &self.tls).finish_non_exhaustive()
+        f.debug_struct("NatsConfig")
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
     }
 }
 

@@ -31,7 +31,11 @@ pub struct Overdue {
 impl Drain {
     /// Tasks run on `runtime`.
     pub fn new(runtime: Handle) -> Self {
-        Self { runtime, token: CancellationToken::new(), tracker: TaskTracker::new() }
+        Self {
+            runtime,
+            token: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        }
     }
 
     /// An owner that stops when this one does, on the same runtime.
@@ -41,13 +45,16 @@ impl Drain {
 
     /// An owner that stops when this one does, with its tasks on `runtime`.
     pub fn child_on(&self, runtime: Handle) -> Self {
-        Self { runtime, token: self.token.child_token(), tracker: TaskTracker::new() }
+        Self {
+            runtime,
+            token: self.token.child_token(),
+            tracker: TaskTracker::new(),
+        }
     }
 
     /// Runs `task` until it ends by itself; it is expected to watch [`stopping`](Drain::stopping).
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let span = tracing::debug_span!("task", name);
-        #[expect(clippy::disallowed_methods, reason = "this is the owner")]
         self.tracker.spawn_on(task.instrument(span), &self.runtime);
     }
 
@@ -75,6 +82,9 @@ impl Drain {
         self.tracker.close();
         tokio::time::timeout(grace, self.tracker.wait())
             .await
-            .map_err(|_| Overdue { tasks: self.tracker.len(), grace })
+            .map_err(|_| Overdue {
+                tasks: self.tracker.len(),
+                grace,
+            })
     }
 }

@@ -9,8 +9,8 @@ use engine::interface::Interfaces;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use subjects::{HostId, WorkloadId};
 use subjects::wire;
+use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -192,7 +192,9 @@ impl Host {
             return Err("the host is draining and takes no new workloads".to_owned());
         }
         if table.len() >= WORKLOADS_MAX {
-            return Err(format!("the host holds {WORKLOADS_MAX} workloads, its maximum"));
+            return Err(format!(
+                "the host holds {WORKLOADS_MAX} workloads, its maximum"
+            ));
         }
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
@@ -224,7 +226,10 @@ impl Host {
     /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
     fn forget(&self, id: &WorkloadId) {
         let mut table = self.table();
-        if table.get(id).is_some_and(|entry| *entry.state.borrow() == State::Gone) {
+        if table
+            .get(id)
+            .is_some_and(|entry| *entry.state.borrow() == State::Gone)
+        {
             table.remove(id);
         }
     }
@@ -236,7 +241,11 @@ impl Host {
         let (stop, mut state, was) = {
             let mut table = self.table();
             let Some(entry) = table.get(id) else {
-                return status(id, wire::WorkloadState::NotFound, "Workload not found".to_owned());
+                return status(
+                    id,
+                    wire::WorkloadState::NotFound,
+                    "Workload not found".to_owned(),
+                );
             };
             let was = entry.state.borrow().clone();
             let reached = (entry.stop.clone(), entry.state.clone(), was.clone());
@@ -249,19 +258,29 @@ impl Host {
         if was == State::Running {
             let limits = &self.0.shared.limits;
             // Twice: calls in flight, then messages being handled.
-            let patience = limits.stop_grace.saturating_mul(2).saturating_add(Duration::from_secs(1));
+            let patience = limits
+                .stop_grace
+                .saturating_mul(2)
+                .saturating_add(Duration::from_secs(1));
             let gone = state.wait_for(|state| *state == State::Gone);
             let _ = tokio::time::timeout(patience, gone).await;
             self.forget(id);
         }
-        status(id, wire::WorkloadState::Stopping, "Workload stopped successfully".to_owned())
+        status(
+            id,
+            wire::WorkloadState::Stopping,
+            "Workload stopped successfully".to_owned(),
+        )
     }
 
     /// How far a workload is.
     ///
     /// Source: `runtime.host.<id>.workload.status`.
     pub fn status(&self, id: &WorkloadId) -> wire::WorkloadStatus {
-        let state = self.table().get(id).map(|entry| entry.state.borrow().clone());
+        let state = self
+            .table()
+            .get(id)
+            .map(|entry| entry.state.borrow().clone());
         match state {
             None | Some(State::Gone) => status(
                 id,
@@ -276,7 +295,9 @@ impl Host {
     ///
     /// Source: `runtime.host.<id>.workload.list`.
     pub fn list(&self) -> wire::WorkloadList {
-        wire::WorkloadList { workloads: self.table().values().map(Entry::summary).collect() }
+        wire::WorkloadList {
+            workloads: self.table().values().map(Entry::summary).collect(),
+        }
     }
 
     /// One workload.
@@ -285,8 +306,12 @@ impl Host {
     pub fn inspect(&self, id: &WorkloadId) -> Option<wire::WorkloadInspect> {
         let table = self.table();
         let entry = table.get(id)?;
-        let content: String =
-            entry.spec.content.iter().map(|byte| format!("{byte:02x}")).collect();
+        let content: String = entry
+            .spec
+            .content
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Some(wire::WorkloadInspect {
             workload: Some(entry.summary()),
             content_digest: format!("sha256:{content}"),
@@ -299,8 +324,15 @@ impl Host {
         let inner = &self.0;
         let (workloads, components) = {
             let table = self.table();
-            let running = table.values().filter(|entry| *entry.state.borrow() == State::Running);
-            (table.len() as u64, running.map(|entry| entry.spec.components.len() as u64).sum())
+            let running = table
+                .values()
+                .filter(|entry| *entry.state.borrow() == State::Running);
+            (
+                table.len() as u64,
+                running
+                    .map(|entry| entry.spec.components.len() as u64)
+                    .sum(),
+            )
         };
         let sample = inner.node.sample();
         let mut labels = inner.identity.labels.clone();
@@ -331,7 +363,10 @@ impl Host {
     pub async fn stop_all(&self, grace: Duration) {
         let states: Vec<_> = {
             let table = self.table();
-            table.values().map(|entry| (entry.stop.clone(), entry.state.clone())).collect()
+            table
+                .values()
+                .map(|entry| (entry.stop.clone(), entry.state.clone()))
+                .collect()
         };
         for (stop, _) in &states {
             stop.cancel();
@@ -344,7 +379,10 @@ impl Host {
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {
-            tracing::warn!(?grace, "workloads were still stopping when the time was over");
+            tracing::warn!(
+                ?grace,
+                "workloads were still stopping when the time was over"
+            );
         }
     }
 
@@ -359,11 +397,15 @@ impl Entry {
         let state = self.state.borrow().clone();
         let resolved = self.resolved.borrow();
         let components = self.spec.components.iter().map(|component| {
-            let found = resolved.iter().find(|resolved| resolved.name == component.name);
+            let found = resolved
+                .iter()
+                .find(|resolved| resolved.name == component.name);
             wire::ComponentSummary {
                 name: component.name.clone(),
                 image: component.image.clone(),
-                digest: found.map(|resolved| resolved.digest.clone()).unwrap_or_default(),
+                digest: found
+                    .map(|resolved| resolved.digest.clone())
+                    .unwrap_or_default(),
             }
         });
         wire::WorkloadSummary {
@@ -373,7 +415,12 @@ impl Entry {
             state: state.wire(),
             message: state.to_string(),
             components: components.collect(),
-            hosts: self.spec.http.iter().flat_map(|names| names.iter().map(str::to_owned)).collect(),
+            hosts: self
+                .spec
+                .http
+                .iter()
+                .flat_map(|names| names.iter().map(str::to_owned))
+                .collect(),
             started_at: Some(self.started_at),
         }
     }
@@ -384,7 +431,11 @@ fn status(
     workload_state: wire::WorkloadState,
     message: String,
 ) -> wire::WorkloadStatus {
-    wire::WorkloadStatus { workload_id: id.to_string(), workload_state, message }
+    wire::WorkloadStatus {
+        workload_id: id.to_string(),
+        workload_state,
+        message,
+    }
 }
 
 fn served(interfaces: &Interfaces) -> Vec<wire::WitInterface> {
@@ -394,7 +445,12 @@ fn served(interfaces: &Interfaces) -> Vec<wire::WitInterface> {
 fn driven() -> Vec<wire::WitInterface> {
     // Like WASI itself, HTTP is on every host and not listed.
     let beyond = |served: &&engine::wit::Served| served.package != "http";
-    crate::trigger::drives().iter().filter(beyond).copied().map(wit_interface).collect()
+    crate::trigger::drives()
+        .iter()
+        .filter(beyond)
+        .copied()
+        .map(wit_interface)
+        .collect()
 }
 
 fn wit_interface(served: engine::wit::Served) -> wire::WitInterface {
@@ -402,7 +458,11 @@ fn wit_interface(served: engine::wit::Served) -> wire::WitInterface {
         namespace: served.namespace.to_owned(),
         package: served.package.to_owned(),
         version: served.version.to_owned(),
-        interfaces: served.interfaces.iter().map(|name| (*name).to_owned()).collect(),
+        interfaces: served
+            .interfaces
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect(),
         ..wire::WitInterface::default()
     }
 }

@@ -134,7 +134,8 @@ impl Washlet {
             Some(http) => {
                 let timeouts = Timeouts::default();
                 let routes = routes.clone();
-                let server = Server::bind(http, &config.limits, timeouts, routes, &listener).await?;
+                let server =
+                    Server::bind(http, &config.limits, timeouts, routes, &listener).await?;
                 Some(server.local_addr())
             }
         };
@@ -151,7 +152,15 @@ impl Washlet {
             control: workloads.clone(),
             guests: guests.clone(),
         });
-        Ok(Self { config, host, address, control, workloads, listener, guests })
+        Ok(Self {
+            config,
+            host,
+            address,
+            control,
+            workloads,
+            listener,
+            guests,
+        })
     }
 
     /// The host itself.
@@ -222,7 +231,9 @@ impl Washlet {
 
     /// Takes the host down, in order; each step waits for the one before it.
     pub async fn drain(self) {
-        let Limits { grace, stop_grace, .. } = self.config.limits;
+        let Limits {
+            grace, stop_grace, ..
+        } = self.config.limits;
         let deadline = tokio::time::Instant::now() + grace;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         let warn = |step: &str, overdue: Result<(), crate::drain::Overdue>| {
@@ -239,9 +250,12 @@ impl Washlet {
         warn("workloads", self.workloads.drain(left()).await);
         warn("calls", self.guests.drain(left()).await);
         tracing::info!("draining: plugins");
-        if tokio::time::timeout(left().max(Duration::from_secs(1)), self.host.plugins().close())
-            .await
-            .is_err()
+        if tokio::time::timeout(
+            left().max(Duration::from_secs(1)),
+            self.host.plugins().close(),
+        )
+        .await
+        .is_err()
         {
             tracing::warn!("plugins were still closing when the time was over");
         }

@@ -38,8 +38,13 @@ impl Answer for Host {
 
     fn failed(&self, command: &Command, payload: &Bytes, text: &str) -> Bytes {
         let id = match Request::decode(command, payload) {
-            Ok(Request::Start { id, .. } | Request::Status(id) | Request::Stop(id)) => id.to_string(),
-            Err(DecodeError { workload_id: Some(id), .. }) => id.to_string(),
+            Ok(Request::Start { id, .. } | Request::Status(id) | Request::Stop(id)) => {
+                id.to_string()
+            }
+            Err(DecodeError {
+                workload_id: Some(id),
+                ..
+            }) => id.to_string(),
             _ => String::new(),
         };
         error_body(id, text.to_owned())
@@ -54,20 +59,35 @@ impl Host {
             Request::Start { id, workload } => {
                 let status = self.start(id, *workload).await;
                 let failure = failure(&status);
-                let reply = wire::WorkloadStartResponse { workload_status: Some(status) };
-                Answered { payload: reply.encode().into(), failure }
+                let reply = wire::WorkloadStartResponse {
+                    workload_status: Some(status),
+                };
+                Answered {
+                    payload: reply.encode().into(),
+                    failure,
+                }
             }
             Request::Status(id) => {
                 let status = self.status(&id);
                 let failure = failure(&status);
-                let reply = wire::WorkloadStatusResponse { workload_status: Some(status) };
-                Answered { payload: reply.encode().into(), failure }
+                let reply = wire::WorkloadStatusResponse {
+                    workload_status: Some(status),
+                };
+                Answered {
+                    payload: reply.encode().into(),
+                    failure,
+                }
             }
             Request::Stop(id) => {
                 let status = self.stop(&id).await;
                 let failure = failure(&status);
-                let reply = wire::WorkloadStopResponse { workload_status: Some(status) };
-                Answered { payload: reply.encode().into(), failure }
+                let reply = wire::WorkloadStopResponse {
+                    workload_status: Some(status),
+                };
+                Answered {
+                    payload: reply.encode().into(),
+                    failure,
+                }
             }
             Request::Inspect(id) => match self.inspect(&id) {
                 Some(inspected) => ok(inspected.encode()),
@@ -83,8 +103,15 @@ impl Host {
                         workload: Some(summary),
                         ..wire::WorkloadInspect::default()
                     };
-                    let failure = Failure { code: NOT_FOUND, text, retry: false };
-                    Answered { payload: reply.encode().into(), failure: Some(failure) }
+                    let failure = Failure {
+                        code: NOT_FOUND,
+                        text,
+                        retry: false,
+                    };
+                    Answered {
+                        payload: reply.encode().into(),
+                        failure: Some(failure),
+                    }
                 }
             },
         }
@@ -98,24 +125,50 @@ fn failure(status: &wire::WorkloadStatus) -> Option<Failure> {
         wire::WorkloadState::NotFound => (NOT_FOUND, false),
         _ => return None,
     };
-    Some(Failure { code, text: status.message.clone(), retry })
+    Some(Failure {
+        code,
+        text: status.message.clone(),
+        retry,
+    })
 }
 
 fn ok(payload: Vec<u8>) -> Answered {
-    Answered { payload: payload.into(), failure: None }
+    Answered {
+        payload: payload.into(),
+        failure: None,
+    }
 }
 
 /// Every refusal has the shape of a status, so that a client reads the cause whatever it asked.
 fn error_body(workload_id: String, message: String) -> Bytes {
     let workload_state = wire::WorkloadState::Error;
-    let status = wire::WorkloadStatus { workload_id, workload_state, message };
-    wire::WorkloadStatusResponse { workload_status: Some(status) }.encode().into()
+    let status = wire::WorkloadStatus {
+        workload_id,
+        workload_state,
+        message,
+    };
+    wire::WorkloadStatusResponse {
+        workload_status: Some(status),
+    }
+    .encode()
+    .into()
 }
 
 fn undecodable(command: &Command, error: &DecodeError) -> Answered {
     let text = report(error);
     tracing::warn!(%command, text, "refused a request");
-    let id = error.workload_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    let id = error
+        .workload_id
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let payload = error_body(id, text.clone());
-    Answered { payload, failure: Some(Failure { code: BAD_REQUEST, text, retry: false }) }
+    Answered {
+        payload,
+        failure: Some(Failure {
+            code: BAD_REQUEST,
+            text,
+            retry: false,
+        }),
+    }
 }

@@ -33,9 +33,7 @@ impl Target for Guest {
         let token = self.in_flight.token();
         let called = self.in_flight.run(self.target.http(request, &scheme)).await;
         match called {
-            Some(Ok(response)) => {
-                Ok(response.map(|body| Counted { body, token }.boxed_unsync()))
-            }
+            Some(Ok(response)) => Ok(response.map(|body| Counted { body, token }.boxed_unsync())),
             Some(Err(error)) => Err(refused(error)),
             None => Err(CallError::Trap("the workload was stopped".to_owned())),
         }

@@ -63,7 +63,10 @@ pub(crate) async fn attach(
             match turn {
                 Some(turn) => {
                     let delivering = Arc::clone(&delivering);
-                    owner.spawn("message", async move { delivering.call(delivery, turn).await });
+                    owner.spawn(
+                        "message",
+                        async move { delivering.call(delivery, turn).await },
+                    );
                 }
                 None => delivering.drop_one(&delivery),
             }
@@ -89,25 +92,41 @@ impl Delivering {
         let dropped = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
         let owner = self.target.owner();
         tracing::warn!(
-            workload = owner.workload, component = owner.component,
-            subject = delivery.message.subject, dropped,
+            workload = owner.workload,
+            component = owner.component,
+            subject = delivery.message.subject,
+            dropped,
             "message dropped: no turn came in time (max_in_flight, admission_wait)"
         );
     }
 
     async fn call(&self, delivery: Delivery, _turn: Turn) {
         let subject = delivery.message.subject.clone();
-        let called = self.in_flight.run(self.target.message(delivery.message)).await;
+        let called = self
+            .in_flight
+            .run(self.target.message(delivery.message))
+            .await;
         let owner = self.target.owner();
         let (workload, component) = (&owner.workload, &owner.component);
         let outcome = match called {
             Some(Ok(Ok(()))) => Outcome::Ack,
             Some(Ok(Err(error))) => {
-                tracing::warn!(workload, component, subject, error, "handler refused a message");
+                tracing::warn!(
+                    workload,
+                    component,
+                    subject,
+                    error,
+                    "handler refused a message"
+                );
                 Outcome::Retry(None)
             }
             Some(Err(invoke::Error::Busy)) => {
-                tracing::warn!(workload, component, subject, "no instance was free for a message");
+                tracing::warn!(
+                    workload,
+                    component,
+                    subject,
+                    "no instance was free for a message"
+                );
                 Outcome::Retry(None)
             }
             Some(Err(error)) => {

@@ -77,13 +77,21 @@ impl Actor {
     }
 
     async fn bring_up(&self, in_flight: &InFlight) -> Result<Attached, String> {
-        let pulls = self.spec.components.iter().map(|component| self.prepare(component));
+        let pulls = self
+            .spec
+            .components
+            .iter()
+            .map(|component| self.prepare(component));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
 
         let messages = self.shared.guests.child();
         let attached = self.attach(&runnables, in_flight, &messages).await;
         match attached {
-            Ok(routes) => Ok(Attached { _routes: routes, _pins: pins, messages }),
+            Ok(routes) => Ok(Attached {
+                _routes: routes,
+                _pins: pins,
+                messages,
+            }),
             Err(cause) => {
                 // Subscriptions that were already made must not outlive the failure.
                 let _ = messages.drain(self.shared.limits.stop_grace).await;
@@ -102,7 +110,10 @@ impl Actor {
             progress: None,
         };
         let artifact = self.shared.artifacts.fetch(fetch).await.map_err(|error| {
-            format!("failed to pull image for component '{name}': {image}: {}", report(&error))
+            format!(
+                "failed to pull image for component '{name}': {image}: {}",
+                report(&error)
+            )
         })?;
         let digest = artifact.digest.to_string();
         let engine = &self.shared.engine;
@@ -127,7 +138,10 @@ impl Actor {
             .link(&compiled, grant)
             .await
             .map_err(|error| format!("component '{name}': {}", report(&error)))?;
-        let resolved = Resolved { name: name.clone(), digest };
+        let resolved = Resolved {
+            name: name.clone(),
+            digest,
+        };
         self.resolved.send_modify(|all| all.push(resolved));
         Ok((runnable, artifact.pin))
     }
@@ -144,7 +158,9 @@ impl Actor {
                 self.subscribe(runnable, spec, in_flight, messages).await?;
             }
         }
-        let Some(names) = &self.spec.http else { return Ok(None) };
+        let Some(names) = &self.spec.http else {
+            return Ok(None);
+        };
         let Some(target) = runnables.iter().find(|runnable| runnable.serves_http()) else {
             tracing::warn!(
                 id = %self.spec.id, workload = self.spec.name,
@@ -152,7 +168,10 @@ impl Actor {
             );
             return Ok(None);
         };
-        let guest = Guest { target: target.clone(), in_flight: in_flight.clone() };
+        let guest = Guest {
+            target: target.clone(),
+            in_flight: in_flight.clone(),
+        };
         let workload = self.spec.id.as_str().into();
         let routes = &self.shared.routes;
         Ok(Some(match self.shared.any_host {
@@ -195,7 +214,10 @@ impl Actor {
             .await
             .map_err(|error| failed(&error, format!("failed to open messaging for '{entry}'")))?;
         let limits = &self.shared.limits;
-        let turns = spec.subscriptions.max_in_flight.unwrap_or(limits.messages_per_component);
+        let turns = spec
+            .subscriptions
+            .max_in_flight
+            .unwrap_or(limits.messages_per_component);
         let delivering = Delivering {
             target: runnable.clone(),
             subscriptions: spec.subscriptions.clone(),
@@ -211,7 +233,11 @@ impl Actor {
 
     /// Nothing new comes in; what is in flight may finish, then is cut.
     async fn take_down(&self, attached: Attached, in_flight: &InFlight) {
-        let Attached { _routes, _pins, messages } = attached;
+        let Attached {
+            _routes,
+            _pins,
+            messages,
+        } = attached;
         drop(_routes);
         let grace = self.shared.limits.stop_grace;
         messages.stop();
@@ -247,7 +273,10 @@ impl Token {
 impl InFlight {
     pub(crate) fn token(&self) -> Token {
         let cut = Box::pin(self.cut.clone().cancelled_owned());
-        Token { _counted: self.tracker.token(), cut }
+        Token {
+            _counted: self.tracker.token(),
+            cut,
+        }
     }
 
     /// `call`'s output; `None` when it was cut.
@@ -263,7 +292,10 @@ impl InFlight {
     /// Waits for every call; after `grace` cuts the rest and says `false`.
     async fn finish(&self, grace: std::time::Duration) -> bool {
         self.tracker.close();
-        if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
+        if tokio::time::timeout(grace, self.tracker.wait())
+            .await
+            .is_ok()
+        {
             return true;
         }
         self.cut.cancel();

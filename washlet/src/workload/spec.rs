@@ -20,7 +20,15 @@ const REPLICA_ANNOTATION: &str = "runtime.wasmcloud.dev/workload-replica-set-gen
 const MEMORY_MB_DEFAULT: u64 = 256;
 
 /// Packages of WASI that every component has without asking.
-const ALWAYS: [&str; 7] = ["io", "clocks", "random", "cli", "filesystem", "sockets", "http"];
+const ALWAYS: [&str; 7] = [
+    "io",
+    "clocks",
+    "random",
+    "cli",
+    "filesystem",
+    "sockets",
+    "http",
+];
 
 /// What the host allows and offers, to check requests against.
 pub struct Terms<'a> {
@@ -115,7 +123,10 @@ pub enum Error {
 }
 
 fn refused<T>(path: impl Into<String>, reason: impl Into<String>) -> Result<T, Error> {
-    Err(Error::Refused { path: path.into(), reason: reason.into() })
+    Err(Error::Refused {
+        path: path.into(),
+        reason: reason.into(),
+    })
 }
 
 impl WorkloadSpec {
@@ -126,10 +137,16 @@ impl WorkloadSpec {
     pub fn new(id: WorkloadId, workload: wire::Workload, terms: &Terms<'_>) -> Result<Self, Error> {
         let content = Sha256::digest(workload.encode()).into();
         if workload.service.is_some() {
-            return refused("workload.service", "services are not supported by this version");
+            return refused(
+                "workload.service",
+                "services are not supported by this version",
+            );
         }
         if !workload.volumes.is_empty() {
-            return refused("workload.volumes", "volumes are not supported by this version");
+            return refused(
+                "workload.volumes",
+                "volumes are not supported by this version",
+            );
         }
         let world = workload.wit_world.unwrap_or_default();
         let interfaces = interfaces(world.host_interfaces, terms)?;
@@ -141,7 +158,10 @@ impl WorkloadSpec {
             if !names.insert(component.name.clone()) && !component.name.is_empty() {
                 return refused(format!("{path}.name"), "another component has this name");
             }
-            let who = Who { namespace: &workload.namespace, deployment };
+            let who = Who {
+                namespace: &workload.namespace,
+                deployment,
+            };
             components.push(component_spec(&path, component, &interfaces, &who, terms)?);
         }
         let http = http_names(&interfaces, &workload.name, terms)?;
@@ -170,7 +190,10 @@ fn interfaces(
             return refused(path, "namespace and package are required");
         }
         if entry.interfaces.is_empty() {
-            return refused(format!("{path}.interfaces"), "must name at least one interface");
+            return refused(
+                format!("{path}.interfaces"),
+                "must name at least one interface",
+            );
         }
         if !entry.name.is_empty() {
             return refused(
@@ -179,7 +202,10 @@ fn interfaces(
             );
         }
         let Ok(version) = version(&entry.version) else {
-            return refused(format!("{path}.version"), "is not a semantic version like '0.2.0'");
+            return refused(
+                format!("{path}.version"),
+                "is not a semantic version like '0.2.0'",
+            );
         };
         let interface = WitInterface {
             namespace: entry.namespace,
@@ -195,15 +221,26 @@ fn interfaces(
             other.namespace == interface.namespace && other.package == interface.package
         };
         if interfaces.iter().any(twin) {
-            return refused(path, "another entry has this package; list all interfaces in one");
+            return refused(
+                path,
+                "another entry has this package; list all interfaces in one",
+            );
         }
         interfaces.push(interface);
     }
-    if unavailable.is_empty() { Ok(interfaces) } else { Err(Error::Unavailable(unavailable)) }
+    if unavailable.is_empty() {
+        Ok(interfaces)
+    } else {
+        Err(Error::Unavailable(unavailable))
+    }
 }
 
 fn version(text: &str) -> Result<Option<semver::Version>, semver::Error> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+    if text.is_empty() {
+        Ok(None)
+    } else {
+        text.parse().map(Some)
+    }
 }
 
 /// Every interface of the entry must be one that this host links or drives.
@@ -219,7 +256,9 @@ fn is_served(entry: &WitInterface, terms: &Terms<'_>) -> bool {
             version: entry.version.clone(),
         };
         terms.interfaces.serves().any(|served| served.serves(&name))
-            || crate::trigger::drives().iter().any(|served| served.serves(&name))
+            || crate::trigger::drives()
+                .iter()
+                .any(|served| served.serves(&name))
     })
 }
 
@@ -230,9 +269,7 @@ fn http_names(
 ) -> Result<Option<Names>, Error> {
     let serves = |interface: &String| interface == "incoming-handler" || interface == "handler";
     let entry = interfaces.iter().position(|entry| {
-        entry.namespace == "wasi"
-            && entry.package == "http"
-            && entry.interfaces.iter().any(serves)
+        entry.namespace == "wasi" && entry.package == "http" && entry.interfaces.iter().any(serves)
     });
     let Some((index, entry)) = entry.and_then(|index| Some((index, interfaces.get(index)?))) else {
         return Ok(None);
@@ -240,13 +277,29 @@ fn http_names(
     let path = format!("workload.witWorld.hostInterfaces[{index}].config");
     // `address` is in old manifests; the listener is the host's, so it never meant anything.
     let known = ["host", "host-aliases", "address"];
-    if let Some(key) = entry.config.keys().find(|key| !known.contains(&key.as_str())) {
-        return refused(format!("{path}.{key}"), "unknown key (known: host, host-aliases)");
+    if let Some(key) = entry
+        .config
+        .keys()
+        .find(|key| !known.contains(&key.as_str()))
+    {
+        return refused(
+            format!("{path}.{key}"),
+            "unknown key (known: host, host-aliases)",
+        );
     }
     if !terms.ingress {
-        return refused(path, "this host has no HTTP listener; start it with --http-addr");
+        return refused(
+            path,
+            "this host has no HTTP listener; start it with --http-addr",
+        );
     }
-    let text = |key: &str| entry.config.get(key).map(|value| value.trim()).unwrap_or_default();
+    let text = |key: &str| {
+        entry
+            .config
+            .get(key)
+            .map(|value| value.trim())
+            .unwrap_or_default()
+    };
     // An entry without a host answers to the workload's name.
     let primary = Some(text("host")).filter(|host| !host.is_empty());
     let primary = primary.or(Some(workload)).filter(|host| !host.is_empty());
@@ -257,7 +310,11 @@ fn http_names(
 }
 
 fn list(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 struct Who<'a> {
@@ -278,16 +335,28 @@ fn component_spec(
     let resources = component.local_resources.unwrap_or_default();
     let at = |field: &str| format!("{path}.localResources.{field}");
     if resources.cpu_limit > 0 {
-        return refused(at("cpuLimit"), "CPU limits are not supported by this version");
+        return refused(
+            at("cpuLimit"),
+            "CPU limits are not supported by this version",
+        );
     }
     if !resources.volume_mounts.is_empty() {
-        return refused(at("volumeMounts"), "volumes are not supported by this version");
+        return refused(
+            at("volumeMounts"),
+            "volumes are not supported by this version",
+        );
     }
     if !resources.allowed_ip_name_lookups.is_empty() {
-        return refused(at("allowedIpNameLookups"), "sockets are not supported by this version");
+        return refused(
+            at("allowedIpNameLookups"),
+            "sockets are not supported by this version",
+        );
     }
     if !resources.allowed_host_loopback_ports.is_empty() {
-        return refused(at("allowedHostLoopbackPorts"), "sockets are not supported by this version");
+        return refused(
+            at("allowedHostLoopbackPorts"),
+            "sockets are not supported by this version",
+        );
     }
     let memory_bytes_max = match u64::try_from(resources.memory_limit_mb) {
         Ok(0) | Err(_) => (MEMORY_MB_DEFAULT << 20).min(terms.memory_bytes_max),
@@ -304,15 +373,19 @@ fn component_spec(
         true => terms.default_allowed_hosts,
         false => &resources.allowed_hosts,
     };
-    let allowed_hosts = AllowedHosts::parse(hosts)
-        .map_err(|source| Error::AllowedHosts { component: component.name.clone(), source })?;
-    let subscriptions =
-        subscriptions(path, &component.name, &resources.config, interfaces, who)?;
+    let allowed_hosts = AllowedHosts::parse(hosts).map_err(|source| Error::AllowedHosts {
+        component: component.name.clone(),
+        source,
+    })?;
+    let subscriptions = subscriptions(path, &component.name, &resources.config, interfaces, who)?;
     // Empty strings are what the operator sends for no secret at all.
     let credentials = component
         .image_pull_secret
         .filter(|secret| !secret.username.is_empty() || !secret.password.is_empty())
-        .map(|secret| Credentials { username: secret.username, password: secret.password });
+        .map(|secret| Credentials {
+            username: secret.username,
+            password: secret.password,
+        });
     Ok(ComponentSpec {
         name: component.name,
         image: component.image,
@@ -335,7 +408,9 @@ fn component_spec(
 /// A replica is `<replica set>-<hash>`, a replica set `<deployment>-<template hash>`; only what the operator
 /// says it generated is removed.
 fn deployment<'a>(workload: &'a str, generation: Option<&String>) -> &'a str {
-    let Some(generation) = generation else { return workload };
+    let Some(generation) = generation else {
+        return workload;
+    };
     let set = workload.rsplit_once('-').map_or(workload, |(set, _)| set);
     match set.rsplit_once('-') {
         Some((deployment, hash)) if hash == generation => deployment,
@@ -355,28 +430,38 @@ fn subscriptions(
         .find(|entry| entry.namespace == "wasmcloud" && entry.package == "messaging");
     let text = |key: &str| {
         let shared = entry.and_then(|entry| entry.config.get(key));
-        own.get(key).or(shared).map(|value| value.trim()).filter(|value| !value.is_empty())
+        own.get(key)
+            .or(shared)
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
     };
     let at = |key: &str| format!("{path} (config '{key}')");
     let mut result = Subscriptions {
         subjects: text("subscriptions").map(list).unwrap_or_default(),
         group: None,
-        max_in_flight: text("max_in_flight").and_then(|text| text.parse().ok()).filter(|n| *n > 0),
+        max_in_flight: text("max_in_flight")
+            .and_then(|text| text.parse().ok())
+            .filter(|n| *n > 0),
         admission_wait: Duration::from_secs(30),
     };
     if entry.is_none() {
         result.subjects.clear();
         return Ok(result);
     }
-    if let Some(bad) =
-        result.subjects.iter().find(|subject| !capabilities::messaging::is_filter(subject))
+    if let Some(bad) = result
+        .subjects
+        .iter()
+        .find(|subject| !capabilities::messaging::is_filter(subject))
     {
         return refused(at("subscriptions"), format!("'{bad}' is not a subject"));
     }
     result.group = match text("consumer_group") {
         Some("broadcast") => None,
         Some(group) if group.contains(|c: char| c.is_whitespace() || c == '*' || c == '>') => {
-            return refused(at("consumer_group"), "must not have white space, '*' or '>'");
+            return refused(
+                at("consumer_group"),
+                "must not have white space, '*' or '>'",
+            );
         }
         Some(group) => Some(group.to_owned()),
         None => Some(default_group(who.namespace, who.deployment, component)),
@@ -407,10 +492,16 @@ fn default_group(namespace: &str, deployment: &str, component: &str) -> String {
     let hash = fnv1a(format!("{namespace}\0{deployment}\0{component}").as_bytes());
     let plain = |text: &str| -> String {
         let legal = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
-        text.chars().map(|c| if legal(c) { c } else { '-' }).collect()
+        text.chars()
+            .map(|c| if legal(c) { c } else { '-' })
+            .collect()
     };
-    let mut readable =
-        format!("wasmcloud.{}.{}.{}", plain(namespace), plain(deployment), plain(component));
+    let mut readable = format!(
+        "wasmcloud.{}.{}.{}",
+        plain(namespace),
+        plain(deployment),
+        plain(component)
+    );
     while readable.len() > 128 - 17 {
         readable.pop();
     }
@@ -421,4 +512,207 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::interface::Interfaces;
+    use serde_json::json;
+
+    fn spec(workload: serde_json::Value) -> Result<WorkloadSpec, Error> {
+        let workload = wire::Workload::decode(workload.to_string().as_bytes()).unwrap();
+        let interfaces = Interfaces::default();
+        let terms = Terms {
+            memory_bytes_max: 512 << 20,
+            default_allowed_hosts: &["*".to_owned()],
+            interfaces: &interfaces,
+            ingress: true,
+        };
+        WorkloadSpec::new(WorkloadId::new("w").unwrap(), workload, &terms)
+    }
+
+    fn with_component(
+        component: serde_json::Value,
+        interfaces: serde_json::Value,
+    ) -> serde_json::Value {
+        json!({"namespace": "ns", "name": "app", "witWorld":
+            {"components": [component], "hostInterfaces": interfaces}})
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_with_its_path() {
+        let component = |field: &str, value: serde_json::Value| {
+            with_component(
+                json!({"name": "c", "image": "i", "localResources": {field: value}}),
+                json!([]),
+            )
+        };
+        let entry = |entry: serde_json::Value| {
+            with_component(json!({"name": "c", "image": "i"}), json!([entry]))
+        };
+        let base = "workload.witWorld.components[0]";
+        let interface = "workload.witWorld.hostInterfaces[0]";
+        for (workload, path) in [
+            (
+                json!({"service": {"image": "i"}}),
+                "workload.service".to_owned(),
+            ),
+            (
+                json!({"volumes": [{"name": "v", "emptyDir": {}}]}),
+                "workload.volumes".to_owned(),
+            ),
+            (
+                with_component(json!({"name": "c"}), json!([])),
+                format!("{base}.image"),
+            ),
+            (
+                component("cpuLimit", json!(100)),
+                format!("{base}.localResources.cpuLimit"),
+            ),
+            (
+                component("memoryLimitMb", json!(513)),
+                format!("{base}.localResources.memoryLimitMb"),
+            ),
+            (
+                component("volumeMounts", json!([{"name": "v", "mountPath": "/v"}])),
+                format!("{base}.localResources.volumeMounts"),
+            ),
+            (
+                component("allowedIpNameLookups", json!(["*"])),
+                format!("{base}.localResources.allowedIpNameLookups"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "name": "a"}),
+                ),
+                format!("{interface}.name"),
+            ),
+            (
+                entry(json!({"namespace": "wasi", "package": "keyvalue", "interfaces": []})),
+                format!("{interface}.interfaces"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "version": "x"}),
+                ),
+                format!("{interface}.version"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "http", "interfaces": ["incoming-handler"],
+                    "config": {"hots": "x"}}),
+                ),
+                format!("{interface}.config.hots"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "http", "interfaces": ["incoming-handler"],
+                    "config": {"host": "a_b"}}),
+                ),
+                format!("{interface}.config.host"),
+            ),
+        ] {
+            match spec(workload.clone()) {
+                Err(Error::Refused { path: found, .. }) => assert_eq!(found, path, "{workload}"),
+                Err(error) => panic!("{workload}: {error}"),
+                Ok(_) => panic!("{workload} was not refused"),
+            }
+        }
+    }
+
+    #[test]
+    fn interfaces_that_nothing_serves_are_named_without_their_config() {
+        let workload = with_component(
+            json!({"name": "c", "image": "i"}),
+            json!([{"namespace": "acme", "package": "vault", "interfaces": ["open"], "version": "1.0.0",
+                "config": {"token": "canary"}}]),
+        );
+        let Err(error @ Error::Unavailable(_)) = spec(workload) else {
+            panic!("was not refused")
+        };
+        let text = error.to_string();
+        assert_eq!(
+            text,
+            "requested interfaces that are not available on this host: acme:vault/open@1.0.0"
+        );
+    }
+
+    #[test]
+    fn every_bad_allowed_host_is_listed() {
+        let workload = with_component(
+            json!({"name": "c", "image": "i", "localResources": {"allowedHosts": ["ok", "a/b", "*x"]}}),
+            json!([]),
+        );
+        let Err(error) = spec(workload) else {
+            panic!("was not refused")
+        };
+        let text = error.to_string();
+        assert!(
+            text.starts_with("invalid local_resources for component c: invalid allowed_hosts:")
+        );
+        assert_eq!(text.matches("\n  - ").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn an_http_entry_without_a_host_answers_to_the_name() {
+        let entry = json!([{"namespace": "wasi", "package": "http", "interfaces": ["incoming-handler"],
+            "config": {"host-aliases": "b.example, bad_one ,app"}}]);
+        let spec = spec(with_component(json!({"name": "c", "image": "i"}), entry)).unwrap();
+        let names = spec.http.unwrap();
+        assert_eq!(names.iter().collect::<Vec<_>>(), ["app", "b.example"]);
+    }
+
+    #[test]
+    fn replicas_of_a_deployment_share_a_queue_group() {
+        let group = |name: &str, generation: Option<&str>| {
+            let annotations = generation.map(|generation| json!({REPLICA_ANNOTATION: generation}));
+            let workload = json!({"namespace": "ns", "name": name, "annotations": annotations, "witWorld": {
+                "components": [{"name": "c", "image": "i", "localResources":
+                    {"config": {"subscriptions": "a.>, b"}}}],
+                "hostInterfaces": [{"namespace": "wasmcloud", "package": "messaging",
+                    "interfaces": ["handler"], "config": {"subscriptions": "overridden"}}]}});
+            let spec = spec(workload).unwrap();
+            let subscriptions = &spec.components[0].subscriptions;
+            assert_eq!(subscriptions.subjects, ["a.>", "b"]);
+            subscriptions.group.clone().unwrap()
+        };
+        let of = |name, generation| group(name, Some(generation));
+        assert_eq!(
+            of("app-5d8f7b6c9-x9k2p", "5d8f7b6c9"),
+            of("app-5d8f7b6c9-zzzzz", "5d8f7b6c9")
+        );
+        assert_eq!(
+            of("app-5d8f7b6c9-x9k2p", "5d8f7b6c9"),
+            of("app-new-x9k2p", "new")
+        );
+        assert_ne!(group("app-a", None), group("app-b", None));
+        assert!(group("app", None).starts_with("wasmcloud.ns.app.c."));
+        assert!(of(&"x".repeat(300), "g").len() <= 128);
+    }
+
+    #[test]
+    fn subscriptions_are_checked() {
+        for (config, path) in [
+            (json!({"subscriptions": "a..b"}), "subscriptions"),
+            (
+                json!({"subscriptions": "a", "consumer_group": "a b"}),
+                "consumer_group",
+            ),
+            (
+                json!({"subscriptions": "a", "admission_wait": "soon"}),
+                "admission_wait",
+            ),
+        ] {
+            let entry = json!([{"namespace": "wasmcloud", "package": "messaging",
+                "interfaces": ["handler"], "config": config}]);
+            match spec(with_component(json!({"name": "c", "image": "i"}), entry)) {
+                Err(Error::Refused { path: found, .. }) => assert!(found.contains(path), "{found}"),
+                _ => panic!("{path} was not refused"),
+            }
+        }
+        for (text, seconds) in [("30s", 30.0), ("500ms", 0.5), ("2m", 120.0), ("7", 7.0)] {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), seconds);
+        }
+    }
 }

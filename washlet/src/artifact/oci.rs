@@ -1,0 +1,209 @@
+//! The client of OCI registries: resolves, downloads and uploads components.
+//!
+//! It speaks the distribution protocol itself because every answer needs a bound: manifests, tokens and
+//! errors have a largest size, blobs at most the declared one, and all of them a least speed.
+
+mod download;
+mod error;
+mod session;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde_json::json;
+
+use super::credentials::{Credentials, Docker};
+use super::reference::{Digest, Image};
+pub(crate) use download::ATTEMPTS;
+pub use error::Error;
+pub(crate) use session::Session;
+
+const WASM: &str = "application/wasm";
+const CONFIG: &str = "application/vnd.wasm.config.v0+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CREATED: &str = "org.opencontainers.image.created";
+const REDIRECTS_MAX: usize = 5;
+
+/// Result of this module.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes transferred.
+    pub done: u64,
+    /// Bytes in all; 0 while unknown.
+    pub total: u64,
+}
+
+/// How to talk to registries.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// Plain HTTP instead of HTTPS.
+    pub allow_insecure: bool,
+    /// PEM files of authorities to trust besides the public ones.
+    pub ca: Vec<PathBuf>,
+    /// Instead of those of `docker login`.
+    pub credentials: Option<Credentials>,
+    /// How long to wait without progress.
+    pub timeout: Duration,
+    /// The largest artifact, in bytes.
+    pub bytes_max: u64,
+}
+
+/// A component from a registry.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// The component.
+    pub bytes: Bytes,
+    /// Of `bytes`.
+    pub digest: Digest,
+    /// Of the manifest that named it.
+    pub manifest_digest: Digest,
+}
+
+/// Downloads the component `image` names, past any cache.
+///
+/// # Errors
+/// [`super::Error::Reference`], [`super::Error::Pull`], [`super::Error::NotAComponent`].
+pub async fn pull(
+    image: &str,
+    options: &RegistryOptions,
+    progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
+) -> Result<Pulled, super::Error> {
+    let image: Image = image.parse()?;
+    let pull = async {
+        let client = Client::new(options)?;
+        let mut session = Session::new(&client, &image, options.credentials.clone()).await;
+        let known = session.resolve(None, ATTEMPTS).await?;
+        let file = tempfile::tempfile()?;
+        let bytes = session
+            .download(&known, file, &|now| progress.iter().for_each(|f| f(now)))
+            .await?;
+        Ok(Pulled {
+            bytes,
+            digest: known.layer,
+            manifest_digest: known.manifest,
+        })
+    };
+    let pulled = pull
+        .await
+        .map_err(|error| super::Error::pull(&image, error))?;
+    super::check_component(&pulled.bytes, &image)?;
+    Ok(pulled)
+}
+
+/// Uploads a component as `image`; returns the digest of its manifest.
+///
+/// Shape: one layer, annotated with `annotations` and the time it was created unless they have it.
+///
+/// # Errors
+/// [`super::Error::Reference`], [`super::Error::NotAComponent`], [`super::Error::Push`].
+pub async fn push(
+    image: &str,
+    bytes: Bytes,
+    mut annotations: BTreeMap<String, String>,
+    options: &RegistryOptions,
+    progress: Option<&(dyn Fn(Progress) + Send + Sync)>,
+) -> Result<String, super::Error> {
+    let image: Image = image.parse()?;
+    super::check_component(&bytes, &image)?;
+    let now = time::OffsetDateTime::now_utc();
+    let now = now
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default();
+    let created = annotations.entry(CREATED.to_owned()).or_insert(now).clone();
+    let layer = Digest::of(&bytes);
+    let config = json!({
+        "created": created,
+        "architecture": "wasm",
+        "os": "wasip2",
+        "layerDigests": [layer],
+    });
+    let config = Bytes::from(config.to_string());
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": { "mediaType": CONFIG, "digest": Digest::of(&config), "size": config.len() },
+        "layers": [{ "mediaType": WASM, "digest": layer, "size": bytes.len() }],
+        "annotations": annotations,
+    });
+    let push = async {
+        let client = Client::new(options)?;
+        let mut session = Session::new(&client, &image, options.credentials.clone()).await;
+        session.ask_to_push();
+        session.upload(config, &|_| {}).await?;
+        session
+            .upload(bytes, &|now| progress.iter().for_each(|f| f(now)))
+            .await?;
+        session.put_manifest(manifest.to_string()).await
+    };
+    let digest = push
+        .await
+        .map_err(|error| super::Error::push(&image, error))?;
+    Ok(digest.to_string())
+}
+
+/// The HTTP client, for any registry.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    docker: Docker,
+    scheme: &'static str,
+    timeout: Duration,
+    bytes_max: u64,
+}
+
+impl Client {
+    pub(crate) fn new(options: &RegistryOptions) -> Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        for path in &options.ca {
+            let refused = |source| Error::Authorities {
+                path: path.clone(),
+                source,
+            };
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| refused(Some(error)))?;
+            if roots.add_parsable_certificates(certificates).0 == 0 {
+                return Err(refused(None));
+            }
+        }
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls(roots))
+            .https_only(!options.allow_insecure)
+            .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
+            .user_agent(concat!("washlet/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(Error::Setup)?;
+        Ok(Self {
+            http,
+            docker: Docker::new(),
+            scheme: if options.allow_insecure {
+                "http"
+            } else {
+                "https"
+            },
+            timeout: options.timeout,
+            bytes_max: options.bytes_max,
+        })
+    }
+}
+
+fn tls(roots: rustls::RootCertStore) -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = rustls::DEFAULT_VERSIONS;
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = match builder.with_protocol_versions(versions) {
+        Ok(builder) => builder,
+        // The provider above supports the versions this build has.
+        Err(_) => rustls::ClientConfig::builder(),
+    };
+    builder.with_root_certificates(roots).with_no_client_auth()
+}
