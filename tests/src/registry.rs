@@ -13,9 +13,9 @@ use crate::{http, process::Process, tools, wait};
 /// The only user of a registry started with [`Registry::start_with_login`].
 pub const USER: &str = "wash";
 /// That user's password.
-pub const PASSWORD: &str = "secret";
+pub const PASSWORD: &str = "open-sesame";
 /// `USER` and the bcrypt hash of `PASSWORD`, as the registry wants to read them.
-const HTPASSWD: &str = "wash:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+const HTPASSWD: &str = "wash:$2b$05$abcdefghijklmnopqrstuutXu9KzOt.1yBoZUeFWoT/914/JfszCO\n";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 

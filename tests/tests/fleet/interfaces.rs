@@ -81,6 +81,7 @@ async fn outgoing_requests_need_leave() -> Result<()> {
     let with_port = format!("127.0.0.1:{port}");
     let with_scheme = format!("http://127.0.0.1:{port}");
     let denied = "error: HttpRequestDenied\n";
+    let prohibited = "error: DestinationIpProhibited\n";
     let cases: [(&[&str], &str, Option<&str>); 9] = [
         (&[], &url, Some(denied)),
         (&["127.0.0.1"], &url, None),
@@ -90,12 +91,12 @@ async fn outgoing_requests_need_leave() -> Result<()> {
         (&["https://127.0.0.1"], &url, Some(denied)),
         (&["other.test", "*.test"], &url, Some(denied)),
         // A loopback address has to be named.
-        (&["*"], &url, Some(denied)),
+        (&["*"], &url, Some(prohibited)),
         // The address at which clouds give out credentials is nobody's business.
         (
             &["*", "169.254.169.254"],
             "http://169.254.169.254/latest",
-            Some(denied),
+            Some(prohibited),
         ),
     ];
     for (n, (allowed, url, failure)) in cases.into_iter().enumerate() {
@@ -103,9 +104,11 @@ async fn outgoing_requests_need_leave() -> Result<()> {
         let (id, name) = (format!("w{n}"), format!("w{n}.test"));
         let workload = fleet::workload::Workload::new(&id)
             .component("app", &image, resources)
-            .http(&name);
-        host.run_well(&workload.interface("wasi:http/outgoing-handler", &[]))
-            .await?;
+            .interface(
+                "wasi:http/incoming-handler,outgoing-handler",
+                &[("host", &name)],
+            );
+        host.run_well(&workload).await?;
         let reply = get(host.http_port(), &name, &format!("/?url={url}")).await?;
         let expected = failure.map_or((200, "{}"), |failure| (502, failure));
         assert_eq!(
