@@ -31,10 +31,15 @@ pub(crate) async fn limited<T, E: Into<BoxError>>(
         }
         Happened::NoAnswer => Error::Unavailable("not connected to NATS".into()),
         Happened::NoStream => Error::NoSuchBucket(String::new()),
-        Happened::NoResponders => Error::Unavailable(error),
+        Happened::NoResponders => Error::Unavailable(Box::new(NoJetStream(error))),
         Happened::Other => Error::Internal(error),
     })
 }
+
+/// The usual cause is a server without JetStream, which it says only by silence.
+#[derive(thiserror::Error, Debug)]
+#[error("JetStream does not answer; it is not enabled (nats-server -js) or has no leader yet")]
+struct NoJetStream(#[source] BoxError);
 
 enum Happened {
     NoAnswer,

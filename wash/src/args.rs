@@ -374,8 +374,8 @@ impl ClientNats {
 fn nats_url(text: &str) -> Result<String, String> {
     for url in text.split(',') {
         let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
-        if !matches!(scheme, "nats" | "tls" | "ws" | "wss") {
-            return Err("must begin with nats://, tls://, ws:// or wss://".into());
+        if !matches!(scheme, "nats" | "tls") {
+            return Err("must begin with nats:// or tls://".into());
         }
         if rest
             .rsplit('@')
