@@ -363,7 +363,10 @@ async fn docker_login_is_used() {
     )
     .unwrap();
     fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
-    let auth = "d2FzaDpzZWNyZXQ="; // wash:secret
+    let request = reqwest::Client::new().get("http://localhost");
+    let request = request.basic_auth(USER, Some(PASSWORD)).build().unwrap();
+    let basic = request.headers()["authorization"].to_str().unwrap();
+    let auth = basic.strip_prefix("Basic ").unwrap();
     for (config, works) in [
         (
             serde_json::json!({ "auths": { address.as_str(): { "auth": auth } } }),
