@@ -39,7 +39,7 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
             args.component.display()
         ))
     })?;
-    let failed = |error: &dyn std::error::Error| Failure::new(Exit::Failed, report(error));
+    let failed = |error: &(dyn std::error::Error + 'static)| Failure::new(Exit::Failed, capabilities::report(error));
     let work = tempfile::tempdir().map_err(|error| failed(&error))?;
     let trust_roots = TrustRoots::load(true, &[]).map_err(|error| failed(&error))?;
     let control = runtime("control", Some(1))?;
@@ -80,17 +80,6 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
         message: "stopped".to_owned(),
         ..Report::default()
     })
-}
-
-fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
@@ -212,7 +201,10 @@ async fn start(
         workload_state,
         message,
         ..
-    } = host.start(id.clone(), workload).await;
+    } = host
+        .start(id.clone(), workload)
+        .await
+        .map_err(|error| Failure::new(Exit::Refused, capabilities::report(&error)))?;
     if workload_state != WorkloadState::Running {
         host.stop(&id).await;
         return Err(Failure::new(Exit::Refused, message));

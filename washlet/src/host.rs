@@ -66,6 +66,33 @@ pub struct Parts {
     pub guests: Drain,
 }
 
+/// Why a start was refused before anything was done.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The request asks for what this host cannot do.
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    /// Another workload lives under the id. Source: the reference's words, which clients look for.
+    #[error(
+        "Workload ID [{0}] already exists (the existing workload must be stopped to reuse the ID)"
+    )]
+    Exists(WorkloadId),
+    /// The host is on its way out.
+    #[error("the host is draining and takes no new workloads")]
+    Draining,
+    /// The table is full.
+    #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
+    Full,
+}
+
+impl StartError {
+    /// Whether the same request may be taken later.
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::Spec(_))
+    }
+}
+
 /// Starts, stops and describes workloads. Shape: clones are the same host.
 #[derive(Clone)]
 pub struct Host(Arc<Inner>);
@@ -135,11 +162,15 @@ impl Host {
     /// Shape: what runs already under this id with the same content is not disturbed; a failed one is tried
     /// again. A start that takes longer than `start_reply` is answered STARTING and goes on.
     /// Source: `runtime.host.<id>.workload.start`.
-    pub async fn start(&self, id: WorkloadId, workload: wire::Workload) -> wire::WorkloadStatus {
-        let (mut state, mine) = match self.register(&id, workload) {
-            Ok(registered) => registered,
-            Err(message) => return status(&id, wire::WorkloadState::Error, message),
-        };
+    ///
+    /// # Errors
+    /// [`StartError`] when nothing was started; what runs under this id already is as it was.
+    pub async fn start(
+        &self,
+        id: WorkloadId,
+        workload: wire::Workload,
+    ) -> Result<wire::WorkloadStatus, StartError> {
+        let (mut state, mine) = self.register(&id, workload)?;
         let settled = state.wait_for(|state| *state != State::Starting);
         let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled).await;
         let state = match settled {
@@ -158,7 +189,7 @@ impl Host {
             State::Gone => wire::WorkloadState::Stopping,
             state => state.wire(),
         };
-        status(&id, state, message)
+        Ok(status(&id, state, message))
     }
 
     /// Puts a workload into the table and gives it a task. `true` when this call did.
@@ -166,7 +197,7 @@ impl Host {
         &self,
         id: &WorkloadId,
         workload: wire::Workload,
-    ) -> Result<(watch::Receiver<State>, bool), String> {
+    ) -> Result<(watch::Receiver<State>, bool), StartError> {
         let inner = &self.0;
         let config = inner.shared.engine.config();
         let terms = Terms {
@@ -175,26 +206,22 @@ impl Host {
             interfaces: inner.shared.engine.interfaces(),
             ingress: inner.http_port.is_some(),
         };
-        let spec: Result<_, spec::Error> = WorkloadSpec::new(id.clone(), workload, &terms);
+        let spec = WorkloadSpec::new(id.clone(), workload, &terms);
         let mut table = self.table();
         if let Some(entry) = table.get(id)
             && !matches!(*entry.state.borrow(), State::Failed(_) | State::Gone)
         {
             return match spec {
                 Ok(spec) if spec.content == entry.spec.content => Ok((entry.state.clone(), false)),
-                _ => Err(format!(
-                    "Workload ID [{id}] already exists (the existing workload must be stopped to reuse the ID)"
-                )),
+                _ => Err(StartError::Exists(id.clone())),
             };
         }
-        let spec = Arc::new(spec.map_err(|error| error.to_string())?);
+        let spec = Arc::new(spec?);
         if inner.control.is_stopping() {
-            return Err("the host is draining and takes no new workloads".to_owned());
+            return Err(StartError::Draining);
         }
         if table.len() >= WORKLOADS_MAX {
-            return Err(format!(
-                "the host holds {WORKLOADS_MAX} workloads, its maximum"
-            ));
+            return Err(StartError::Full);
         }
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);

@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use capabilities::report;
+use subjects::WorkloadId;
 use subjects::control::{Command, DecodeError, Request};
 use subjects::wire;
 
 use super::nats::{Answer, Answered, Failure, Lane};
-use crate::host::Host;
+use crate::host::{Host, StartError};
 
 /// The request cannot be read, or asks for nothing we know. Trying it again does not help.
 const BAD_REQUEST: u16 = 400;
@@ -15,6 +16,8 @@ const BAD_REQUEST: u16 = 400;
 const NOT_FOUND: u16 = 404;
 /// The workload is in the way of what was asked, or failed.
 const CONFLICT: u16 = 409;
+/// Not now.
+const UNAVAILABLE: u16 = 503;
 
 #[async_trait]
 impl Answer for Host {
@@ -57,8 +60,13 @@ impl Host {
             Request::Heartbeat => ok(Host::heartbeat(self).encode()),
             Request::List => ok(self.list().encode()),
             Request::Start { id, workload } => {
-                let status = self.start(id, *workload).await;
-                let failure = failure(&status);
+                let (status, failure) = match self.start(id.clone(), *workload).await {
+                    Ok(status) => {
+                        let failure = failure(&status);
+                        (status, failure)
+                    }
+                    Err(error) => refused(&id, &error),
+                };
                 let reply = wire::WorkloadStartResponse {
                     workload_status: Some(status),
                 };
@@ -130,6 +138,22 @@ fn failure(status: &wire::WorkloadStatus) -> Option<Failure> {
         text: status.message.clone(),
         retry,
     })
+}
+
+/// A start that was not taken.
+fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option<Failure>) {
+    let text = report(error);
+    let status = wire::WorkloadStatus {
+        workload_id: id.to_string(),
+        workload_state: wire::WorkloadState::Error,
+        message: text.clone(),
+    };
+    let code = match error {
+        StartError::Spec(_) => BAD_REQUEST,
+        StartError::Draining | StartError::Full => UNAVAILABLE,
+        _ => CONFLICT,
+    };
+    (status, Some(Failure { code, text, retry: error.is_transient() }))
 }
 
 fn ok(payload: Vec<u8>) -> Answered {

@@ -373,15 +373,15 @@ impl EventLog {
     fn write(&self, event: Event) {
         let servers = &self.servers;
         match event {
-            Event::Connected => tracing::info!(servers, "connected to NATS"),
-            Event::Disconnected => tracing::warn!(servers, "lost NATS: connecting again"),
+            Event::Connected => tracing::info!(%servers, "connected to NATS"),
+            Event::Disconnected => tracing::warn!(%servers, "lost NATS: connecting again"),
             Event::SlowConsumer(_) => tracing::warn!(
                 "more than {SUBSCRIPTION_MESSAGES} NATS messages were waiting: some were dropped"
             ),
-            Event::LameDuckMode => tracing::warn!(servers, "NATS server is about to shut down"),
+            Event::LameDuckMode => tracing::warn!(%servers, "NATS server is about to shut down"),
             Event::ServerError(error) => tracing::error!(%error, "NATS server reports an error"),
             Event::ClientError(error) if self.reminder.due() => {
-                tracing::warn!(servers, reason = %error, "waiting for NATS");
+                tracing::warn!(%servers, reason = %error, "waiting for NATS");
             }
             event => tracing::debug!(%event, "NATS"),
         }
