@@ -242,7 +242,8 @@ async fn a_host_says_that_it_is_there_and_keeps_saying_so() -> Result<()> {
         }
     }
     let mut events = fixture.client.subscribe(control::EVENTS).await?;
-    fixture.client.flush().await?;
+    // An answer on the same connection: the server knows the subscription by now.
+    fixture.ask(&Command::Heartbeat, "known").await?;
     let goodbye = Event::Goodbye.subject(&fixture.host);
     assert_eq!(fixture.end().await?, Ok(()));
     assert_eq!(next(&mut events).await?.subject.as_str(), goodbye);
