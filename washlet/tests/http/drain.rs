@@ -13,7 +13,7 @@ async fn until_refused(up: &Up) {
 #[tokio::test]
 async fn draining_cuts_nothing_and_then_closes() {
     let setup = Setup {
-        drain_delay: Duration::from_secs(1),
+        drain_delay: Duration::from_secs(3),
         ..Setup::default()
     };
     let mut up = setup.start().await.unwrap();
