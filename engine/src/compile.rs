@@ -64,7 +64,7 @@ pub enum CompileError {
 /// Compiles at most `permits` components at once, away from async threads.
 pub(crate) async fn compile(
     engine: &wasmtime::Engine,
-    permits: &Semaphore,
+    permits: &Arc<Semaphore>,
     digest: &str,
     bytes: Bytes,
 ) -> Result<Arc<Compiled>, CompileError> {
@@ -74,10 +74,12 @@ pub(crate) async fn compile(
         _ => return Err(CompileError::NotWasm),
     }
     // The semaphore is never closed.
-    let _permit = permits.acquire().await;
+    let permit = Arc::clone(permits).acquire_owned().await;
     let engine = engine.clone();
     let digest = digest.to_owned();
     tokio::task::spawn_blocking(move || {
+        // Held by the work, not by who waits for it: a start that is given up goes on compiling.
+        let _permit = permit;
         let component = Component::new(&engine, &bytes)
             .map_err(|error| CompileError::Invalid(format!("{error:#}")))?;
         let ty = component.component_type();

@@ -62,7 +62,7 @@ pub struct Owner {
 }
 
 /// The longest line of guest output that is logged as one, in bytes.
-const LINE_BYTES_MAX: usize = 8 << 10;
+pub(crate) const LINE_BYTES_MAX: usize = 8 << 10;
 
 /// A guest's stdout or stderr: lines in the host's log, marked with their owner.
 #[derive(Clone)]

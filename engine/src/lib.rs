@@ -64,8 +64,6 @@ pub struct Config {
     pub flat_names: bool,
     /// Whom outgoing HTTPS trusts.
     pub trust_roots: TrustRoots,
-    /// Who finishes a guest's work that outlives its response.
-    pub background: Background,
 }
 
 /// Why an engine cannot be made.
@@ -92,7 +90,7 @@ pub(crate) struct Inner {
     pub(crate) interfaces: Interfaces,
     pub(crate) instances: Arc<Semaphore>,
     compiled: moka::future::Cache<String, Arc<Compiled>>,
-    compiling: Semaphore,
+    compiling: Arc<Semaphore>,
     _ticker: Ticker,
 }
 
@@ -118,7 +116,7 @@ impl Engine {
             interfaces,
             instances: Arc::new(Semaphore::new(instances as usize)),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
-            compiling: Semaphore::new(config.compiles_in_flight.max(1)),
+            compiling: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
             config,
             _ticker: ticker,
         })))
@@ -202,6 +200,10 @@ fn tuned(pool: Option<(u32, u64)>) -> wasmtime::Config {
             .total_memories(instances.saturating_mul(2))
             .total_tables(instances.saturating_mul(4))
             .total_stacks(instances)
+            // What no component needs, none may have: one could take the whole pool.
+            .max_core_instances_per_component(64)
+            .max_memories_per_component(16)
+            .max_tables_per_component(64)
             .table_elements(100_000)
             .max_memory_size(usize::try_from(memory_bytes_max).unwrap_or(usize::MAX))
             // Resetting dirty pages in place costs far less than giving them back and faulting them in.

@@ -1,14 +1,16 @@
-//! What one component may use: memory by a shared budget, CPU time by epochs.
+//! What one component may use: memory by a shared budget, CPU time by epochs and a meter.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wasmtime::{EngineWeak, ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use crate::ctx::Ctx;
 
-/// How often the epoch advances: the grain of CPU time, and how long a guest may hold a thread.
+/// How often the epoch advances: how long a guest may hold a thread, and the grain of its time limit.
 pub(crate) const EPOCH: Duration = Duration::from_millis(10);
 
 /// The most elements of one table.
@@ -47,26 +49,95 @@ impl MemoryBudget {
     }
 }
 
-/// The share of the budget one instance holds, given back when it is dropped.
+/// How long one call has computed, measured around each poll of its future.
+///
+/// Waiting for the host costs nothing; a thread that the machine took away in the middle of a poll does.
+pub(crate) struct Meter {
+    origin: Instant,
+    /// Nanoseconds of polls that are over.
+    spent: AtomicU64,
+    /// Nanoseconds after `origin` when the running poll began, plus one; 0 between polls.
+    since: AtomicU64,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            origin: Instant::now(),
+            spent: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn running(&self) -> u64 {
+        match self.since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => self.now().saturating_sub(since - 1),
+        }
+    }
+
+    fn spent(&self) -> Duration {
+        Duration::from_nanos(
+            self.spent
+                .load(Ordering::Relaxed)
+                .saturating_add(self.running()),
+        )
+    }
+}
+
+/// A call whose polls are measured.
+pub(crate) struct Metered<F> {
+    call: Pin<Box<F>>,
+    meter: Arc<Meter>,
+}
+
+impl<F> Metered<F> {
+    pub(crate) fn new(meter: Arc<Meter>, call: F) -> Self {
+        Self {
+            call: Box::pin(call),
+            meter,
+        }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.meter
+            .since
+            .store(self.meter.now() + 1, Ordering::Relaxed);
+        let polled = self.call.as_mut().poll(cx);
+        self.meter
+            .spent
+            .fetch_add(self.meter.running(), Ordering::Relaxed);
+        self.meter.since.store(0, Ordering::Relaxed);
+        polled
+    }
+}
+
+/// The share of the budget one instance holds, given back when it is dropped; and its call's time.
 pub(crate) struct Limits {
     budget: MemoryBudget,
     held: u64,
     /// Set when a request for memory was refused, to name the cause of the trap that follows.
     pub(crate) refused: bool,
-    ticks: u64,
-    ticks_max: u64,
+    meter: Arc<Meter>,
+    call_cpu_max: Duration,
 }
 
 impl Limits {
-    pub(crate) fn new(budget: MemoryBudget, call_cpu_max: Duration) -> Self {
-        let ticks_max = (call_cpu_max.as_millis() / EPOCH.as_millis()).max(1);
-        let ticks_max = u64::try_from(ticks_max).unwrap_or(u64::MAX);
+    pub(crate) fn new(budget: MemoryBudget, meter: Arc<Meter>, call_cpu_max: Duration) -> Self {
         Self {
             budget,
             held: 0,
             refused: false,
-            ticks: 0,
-            ticks_max,
+            meter,
+            call_cpu_max,
         }
     }
 }
@@ -108,17 +179,12 @@ impl ResourceLimiter for Limits {
 #[error("call used more than {0:?} of CPU time")]
 pub(crate) struct CpuExceeded(pub(crate) Duration);
 
-/// Runs when an epoch passed while the guest was computing: lets others run, and counts.
-///
-/// A guest that waits for the host does not pass here, so this counts CPU time, not wall time.
-pub(crate) fn epoch_passed(
-    mut store: StoreContextMut<'_, Ctx>,
-) -> wasmtime::Result<UpdateDeadline> {
-    let limits = &mut store.data_mut().limits;
-    limits.ticks += 1;
-    if limits.ticks > limits.ticks_max {
-        let spent = EPOCH.saturating_mul(u32::try_from(limits.ticks_max).unwrap_or(u32::MAX));
-        return Err(CpuExceeded(spent).into());
+/// Runs when an epoch passed while the guest was computing: ends a call that has computed too long, and
+/// lets others run.
+pub(crate) fn epoch_passed(store: StoreContextMut<'_, Ctx>) -> wasmtime::Result<UpdateDeadline> {
+    let limits = &store.data().limits;
+    if limits.meter.spent() > limits.call_cpu_max {
+        return Err(CpuExceeded(limits.call_cpu_max).into());
     }
     Ok(UpdateDeadline::YieldCustom(
         1,
@@ -158,8 +224,8 @@ mod tests {
     #[test]
     fn memory_is_shared_by_the_instances_of_a_component() {
         let budget = MemoryBudget::new(100);
-        let mut a = Limits::new(budget.clone(), Duration::from_secs(1));
-        let mut b = Limits::new(budget.clone(), Duration::from_secs(1));
+        let mut a = Limits::new(budget.clone(), Meter::new(), Duration::from_secs(1));
+        let mut b = Limits::new(budget.clone(), Meter::new(), Duration::from_secs(1));
         assert!(a.memory_growing(0, 60, None).unwrap());
         assert!(!b.memory_growing(0, 41, None).unwrap());
         assert!(b.refused);
@@ -170,5 +236,18 @@ mod tests {
         assert!(b.memory_growing(40, 100, None).unwrap());
         drop(b);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn waiting_is_not_computing() {
+        let meter = Meter::new();
+        let spin = Duration::from_millis(20);
+        Metered::new(Arc::clone(&meter), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let start = Instant::now();
+            while start.elapsed() < spin {}
+        })
+        .await;
+        assert!(meter.spent() >= spin && meter.spent() < Duration::from_millis(200));
     }
 }

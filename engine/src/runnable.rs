@@ -13,7 +13,13 @@ use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
 use crate::interface::messaging::MessagingHandlerPre;
 use crate::invoke::Error;
-use crate::limits::{Limits, MemoryBudget, epoch_passed};
+use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
+
+/// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
+const RESOURCES_MAX: usize = 1_024;
+
+/// Bytes a guest may hand to the host in one call.
+const HOSTCALL_BYTES_MAX: usize = 24 << 20;
 
 /// A component that is linked and ready; clones are the same.
 #[derive(Clone)]
@@ -61,7 +67,8 @@ impl Recipe {
         }
     }
 
-    pub(crate) fn store(&self) -> Store<Ctx> {
+    /// A store whose guest's time is on `meter`.
+    pub(crate) fn store(&self, meter: Arc<Meter>) -> Store<Ctx> {
         let inner = &self.engine.0;
         let wasi = WasiCtxBuilder::new()
             .envs(&self.environment)
@@ -71,15 +78,18 @@ impl Recipe {
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .build();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
         let ctx = Ctx {
-            table: ResourceTable::new(),
+            table,
             wasi,
             http: WasiHttpCtx::new(),
             outgoing: Outgoing(Arc::clone(&self.egress)),
-            limits: Limits::new(self.memory.clone(), inner.config.call_cpu_max),
+            limits: Limits::new(self.memory.clone(), meter, inner.config.call_cpu_max),
         };
         let mut store = Store::new(&inner.engine, ctx);
         store.limiter(|ctx| &mut ctx.limits);
+        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(epoch_passed);
         store

@@ -6,7 +6,9 @@
 use capabilities::plugin::Plugins;
 use engine::Engine;
 use engine::interface::Interfaces;
+use futures::FutureExt;
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use subjects::wire;
@@ -62,6 +64,8 @@ pub struct Parts {
     pub default_allowed_hosts: Vec<String>,
     /// Owns the tasks of workloads.
     pub control: Drain,
+    /// Stops when the host takes no more work.
+    pub draining: Drain,
     /// Owns the tasks that call guests.
     pub guests: Drain,
 }
@@ -104,6 +108,7 @@ struct Inner {
     http_port: Option<u16>,
     default_allowed_hosts: Vec<String>,
     control: Drain,
+    draining: Drain,
     started_at: OffsetDateTime,
     node: Node,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
@@ -137,6 +142,7 @@ impl Host {
             http_port: parts.http_port,
             default_allowed_hosts: parts.default_allowed_hosts,
             control: parts.control,
+            draining: parts.draining,
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
             table: Mutex::default(),
@@ -172,7 +178,12 @@ impl Host {
     ) -> Result<wire::WorkloadStatus, StartError> {
         let (mut state, mine) = self.register(&id, workload)?;
         let settled = state.wait_for(|state| *state != State::Starting);
-        let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled).await;
+        let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled);
+        // A host that leaves does not keep the fleet waiting for a pull.
+        let settled = tokio::select! {
+            settled = settled => settled.map_err(drop),
+            () = self.0.draining.stopping() => Err(()),
+        };
         let state = match settled {
             Ok(Ok(state)) => state.clone(),
             // The task ended without a word: it was aborted by a panic.
@@ -217,7 +228,7 @@ impl Host {
             };
         }
         let spec = Arc::new(spec?);
-        if inner.control.is_stopping() {
+        if inner.draining.is_stopping() {
             return Err(StartError::Draining);
         }
         if table.len() >= WORKLOADS_MAX {
@@ -244,19 +255,24 @@ impl Host {
         drop(table);
         let (host, id) = (self.clone(), id.clone());
         inner.control.spawn("workload", async move {
-            actor.run().await;
-            host.forget(&id);
+            // A panic is a failed workload, not a lost id.
+            let run = AssertUnwindSafe(actor.run()).catch_unwind().await;
+            host.forget(&id, run.is_err());
         });
         Ok((state, true))
     }
 
     /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
-    fn forget(&self, id: &WorkloadId) {
+    fn forget(&self, id: &WorkloadId, panicked: bool) {
         let mut table = self.table();
-        if table
-            .get(id)
-            .is_some_and(|entry| *entry.state.borrow() == State::Gone)
-        {
+        let Some(entry) = table.get(id) else { return };
+        let ended = match &*entry.state.borrow() {
+            State::Gone => true,
+            State::Failed(_) => entry.stop.is_cancelled(),
+            // Its task is gone, and nobody else writes the state; a newer entry's task is not.
+            _ => panicked && entry.state.has_changed().is_err(),
+        };
+        if ended {
             table.remove(id);
         }
     }
@@ -265,7 +281,7 @@ impl Host {
     ///
     /// Source: `runtime.host.<id>.workload.stop`.
     pub async fn stop(&self, id: &WorkloadId) -> wire::WorkloadStatus {
-        let (stop, mut state, was) = {
+        let (mut state, was) = {
             let mut table = self.table();
             let Some(entry) = table.get(id) else {
                 return status(
@@ -275,13 +291,14 @@ impl Host {
                 );
             };
             let was = entry.state.borrow().clone();
-            let reached = (entry.stop.clone(), entry.state.clone(), was.clone());
+            // Under the lock: a start that fails now sees that it was asked to go.
+            entry.stop.cancel();
+            let reached = (entry.state.clone(), was.clone());
             if matches!(was, State::Failed(_) | State::Gone) {
                 table.remove(id);
             }
             reached
         };
-        stop.cancel();
         if was == State::Running {
             let limits = &self.0.shared.limits;
             // Twice: calls in flight, then messages being handled.
@@ -291,7 +308,7 @@ impl Host {
                 .saturating_add(Duration::from_secs(1));
             let gone = state.wait_for(|state| *state == State::Gone);
             let _ = tokio::time::timeout(patience, gone).await;
-            self.forget(id);
+            self.forget(id, false);
         }
         status(
             id,

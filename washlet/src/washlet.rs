@@ -29,6 +29,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the subscription to commands may be lost while NATS is connected.
 const RESTORE_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long commands in flight have when the host drains. A start is answered at once, a stop is not.
+const CONTROL_GRACE: Duration = Duration::from_secs(5);
+
 /// Why a host cannot be built, or ended.
 #[derive(thiserror::Error, Debug)]
 #[non_exhaustive]
@@ -111,7 +114,6 @@ impl Washlet {
         let workloads = Drain::new(Handle::current());
         let listener = Drain::new(guests.clone());
         let guests = Drain::new(guests);
-        let background = guests.clone();
         let engine = Engine::new(
             engine::Config {
                 memory_bytes_max: options.memory_bytes_max,
@@ -122,7 +124,6 @@ impl Washlet {
                 compiles_in_flight: 2,
                 flat_names: config.flat_names,
                 trust_roots: options.trust_roots,
-                background: Arc::new(move |rest| background.spawn("after the response", rest)),
             },
             plugins,
             interfaces,
@@ -133,9 +134,14 @@ impl Washlet {
             None => None,
             Some(http) => {
                 let timeouts = Timeouts::default();
+                // As in `drain`: the last quarter is for what comes after the listener.
+                let grace = config.limits.grace - config.limits.grace / 4;
+                let limits = Limits {
+                    grace,
+                    ..config.limits.clone()
+                };
                 let routes = routes.clone();
-                let server =
-                    Server::bind(http, &config.limits, timeouts, routes, &listener).await?;
+                let server = Server::bind(http, &limits, timeouts, routes, &listener).await?;
                 Some(server.local_addr())
             }
         };
@@ -150,6 +156,7 @@ impl Washlet {
             limits: config.limits.clone(),
             default_allowed_hosts: config.default_allowed_hosts.clone(),
             control: workloads.clone(),
+            draining: control.clone(),
             guests: guests.clone(),
         });
         Ok(Self {
@@ -196,7 +203,7 @@ impl Washlet {
             host: self.config.identity.id.clone(),
             heartbeat_interval: self.config.heartbeat_interval,
             starts_in_queue: self.config.limits.starts_in_queue,
-            grace: self.config.limits.grace,
+            grace: self.config.limits.grace.min(CONTROL_GRACE),
             restore_within: RESTORE_WITHIN,
             ready: Some(ready_sender),
         };
@@ -231,9 +238,7 @@ impl Washlet {
 
     /// Takes the host down, in order; each step waits for the one before it.
     pub async fn drain(self) {
-        let Limits {
-            grace, stop_grace, ..
-        } = self.config.limits;
+        let grace = self.config.limits.grace;
         let deadline = tokio::time::Instant::now() + grace;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         let warn = |step: &str, overdue: Result<(), crate::drain::Overdue>| {
@@ -242,11 +247,14 @@ impl Washlet {
             }
         };
         tracing::info!("draining: control plane (goodbye)");
-        warn("control", self.control.drain(left()).await);
+        let control = left().min(CONTROL_GRACE + Duration::from_secs(1));
+        warn("control", self.control.drain(control).await);
         tracing::info!("draining: listener");
-        warn("listener", self.listener.drain(left()).await);
+        // A part is kept for what comes after: one endless response must not cost the others theirs.
+        let listener = left().saturating_sub(grace / 4);
+        warn("listener", self.listener.drain(listener).await);
         tracing::info!("draining: workloads");
-        self.host.stop_all(left().min(stop_grace)).await;
+        self.host.stop_all(left()).await;
         warn("workloads", self.workloads.drain(left()).await);
         warn("calls", self.guests.drain(left()).await);
         tracing::info!("draining: plugins");

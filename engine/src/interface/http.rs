@@ -182,6 +182,7 @@ impl Egress {
                 body,
                 between_bytes,
                 sleep,
+                waiting: false,
                 _turn: turn,
             }
             .boxed_unsync()
@@ -282,6 +283,8 @@ struct IncomingBody {
     body: hyper::body::Incoming,
     between_bytes: Duration,
     sleep: Pin<Box<Sleep>>,
+    /// The time runs while somebody waits, not while the guest does something else.
+    waiting: bool,
     /// Held until the body ends.
     _turn: OwnedSemaphorePermit,
 }
@@ -296,11 +299,14 @@ impl Body for IncomingBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                let deadline = Instant::now() + self.between_bytes;
-                self.sleep.as_mut().reset(deadline);
+                self.waiting = false;
                 Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
             }
             Poll::Pending => {
+                if !std::mem::replace(&mut self.waiting, true) {
+                    let deadline = Instant::now() + self.between_bytes;
+                    self.sleep.as_mut().reset(deadline);
+                }
                 ready!(self.sleep.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
             }
@@ -342,7 +348,12 @@ impl WasiHttpHooks for Outgoing {
         })
     }
 
+    // What one body may hold in the host's memory: no budget of the guest counts it.
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
         4
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        64 << 10
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
-use crate::ctx::{Ctx, Owner};
+use crate::ctx::{Ctx, LINE_BYTES_MAX, Owner};
 use crate::wit::{Served, WitName};
 use bindings::named_imports::wasi::logging::logging;
 use bindings::wasi::logging::logging::Level;
@@ -51,6 +51,14 @@ impl Interface for Logging {
     }
 }
 
+/// The start of `text`, as long as a line of the log may be.
+fn clip(text: &str) -> &str {
+    let end = (0..=LINE_BYTES_MAX.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 struct View;
 
 struct Stateless;
@@ -67,6 +75,7 @@ impl logging::Host for View {
         context: String,
         message: String,
     ) -> wasmtime::Result<()> {
+        let (context, message) = (clip(&context), clip(&message));
         let Owner {
             namespace,
             workload,

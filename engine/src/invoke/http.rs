@@ -5,32 +5,56 @@
 //!                              └────────polled by──► GuestBody until the guest has returned
 //! ```
 //! Nothing is spawned on the way: a client that goes away drops the future, and with it the guest. Only a
-//! guest that still works after its body has ended is handed to the engine's background owner.
+//! guest that still works after its body has ended is handed to an owner in the background.
 
 use bytes::Bytes;
+use capabilities::BoxError;
+use http::header::CONTENT_LENGTH;
+use http::response::Parts;
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme as WitScheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::Error;
 use crate::Background;
+use crate::ctx::Ctx;
+use crate::limits::{Meter, Metered};
 use crate::runnable::{Recipe, Runnable};
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+type Guest = Pin<Box<dyn Future<Output = Result<(), Box<Failed>>> + Send>>;
 type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
+
+/// A guest that failed. Its store is kept, because the body would look complete if the writing end went.
+struct Failed {
+    error: Error,
+    _store: Option<Store<Ctx>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Error> for Box<Failed> {
+    fn from(error: Error) -> Self {
+        Box::new(Failed {
+            error,
+            _store: None,
+            _permit: None,
+        })
+    }
+}
 
 impl Runnable {
     /// Answers `request` with a fresh instance.
     ///
     /// Shape: `scheme` is that of the listener. The body of the response drives the guest on; dropping it,
-    /// or this future, ends the guest.
+    /// or this future, ends the guest, unless the body was complete: then `background` finishes it.
     ///
     /// # Errors
     /// All of [`Error`]; [`Error::Timeout`] when the head does not come in time.
@@ -39,13 +63,14 @@ impl Runnable {
         &self,
         request: Request<B>,
         scheme: &Scheme,
+        background: Background,
     ) -> Result<Response<GuestBody>, Error>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         let limit = self.0.engine.0.config.call_time_max;
-        let call = self.call(request, scheme);
+        let call = self.call(request, scheme, background);
         tokio::time::timeout(limit, call)
             .await
             .unwrap_or(Err(Error::Timeout(limit)))
@@ -55,10 +80,11 @@ impl Runnable {
         &self,
         request: Request<B>,
         scheme: &Scheme,
+        background: Background,
     ) -> Result<Response<GuestBody>, Error>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<wasmtime_wasi_http::Error>,
+        B::Error: Into<BoxError>,
     {
         if self.0.http.is_none() {
             return Err(Error::NotExported("wasi:http/incoming-handler"));
@@ -68,8 +94,17 @@ impl Runnable {
         } else {
             WitScheme::Http
         };
+        let is_head = request.method() == Method::HEAD;
         let (sender, mut answer) = oneshot::channel();
-        let mut guest: Guest = Box::pin(run(Arc::clone(&self.0), request, scheme, sender));
+        let meter = Meter::new();
+        let run = run(
+            Arc::clone(&self.0),
+            Arc::clone(&meter),
+            request,
+            scheme,
+            sender,
+        );
+        let mut guest: Guest = Box::pin(Metered::new(meter, run));
         let mut outcome = None;
         let answer = tokio::select! {
             biased;
@@ -79,48 +114,68 @@ impl Runnable {
             }
             answer = &mut answer => answer.ok(),
         };
-        let response = match (answer, outcome.take()) {
-            // What the guest did after its answer was complete does not change the answer.
-            (Some(Ok(response)), ended) => {
-                let guest = match ended {
-                    None => Some(guest),
-                    Some(Ok(())) => None,
-                    Some(Err(error)) => {
-                        tracing::warn!(owner = ?self.0.owner, %error, "component failed after its response");
-                        None
-                    }
+        match (answer, outcome) {
+            (Some(Ok(response)), outcome) => {
+                let (head, body) = response.into_parts();
+                let owed = owed(is_head, &head, &body);
+                let mut body = GuestBody {
+                    body,
+                    guest: None,
+                    failed: None,
+                    owed,
+                    ended: owed == Some(0),
+                    background,
                 };
-                response.map(|body| GuestBody::new(self, body, guest))
+                match outcome {
+                    None => body.guest = Some(guest),
+                    Some(Ok(())) => {}
+                    Some(Err(failed)) => body.failed = Some(failed),
+                }
+                Ok(Response::from_parts(head, body))
             }
-            (Some(Err(code)), _) => return Err(Error::Code(format!("{code:?}"))),
-            (None, Some(Err(error))) => return Err(error),
-            (None, Some(Ok(()))) => return Err(Error::NoResponse),
+            (Some(Err(code)), _) => Err(Error::Code(format!("{code:?}"))),
+            (None, Some(Err(failed))) => Err(failed.error),
+            (None, Some(Ok(()))) => Err(Error::NoResponse),
             // The outparam was dropped: the guest is about to return, or to trap.
-            (None, None) => {
-                guest.await?;
-                return Err(Error::NoResponse);
-            }
-        };
-        Ok(response)
+            (None, None) => match guest.await {
+                Ok(()) => Err(Error::NoResponse),
+                Err(failed) => Err(failed.error),
+            },
+        }
     }
+}
+
+/// How many bytes of body a client will read, where that is known: it stops reading there.
+fn owed(is_head: bool, head: &Parts, body: &HyperOutgoingBody) -> Option<u64> {
+    let empty = head.status.is_informational()
+        || head.status == StatusCode::NO_CONTENT
+        || head.status == StatusCode::NOT_MODIFIED;
+    if is_head || empty {
+        return Some(0);
+    }
+    let length = head.headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    length.or_else(|| body.size_hint().exact())
 }
 
 /// The guest: owns its store and its permit, and gives both back when it ends or is dropped.
 async fn run<B>(
     recipe: Arc<Recipe>,
+    meter: Arc<Meter>,
     request: Request<B>,
     scheme: WitScheme,
     answer: oneshot::Sender<Answer>,
-) -> Result<(), Error>
+) -> Result<(), Box<Failed>>
 where
     B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<wasmtime_wasi_http::Error>,
+    B::Error: Into<BoxError>,
 {
     let Some(pre) = &recipe.http else {
         return Ok(());
     };
-    let _permit = recipe.permit().await?;
-    let mut store = recipe.store();
+    let permit = recipe.permit().await?;
+    let mut store = recipe.store(meter);
+    let request = request.map(|body| body.map_err(|error| unreadable(error.into())));
     let refused = |error: wasmtime::Error| Error::Request(format!("{error:#}"));
     let request = store
         .data_mut()
@@ -141,31 +196,39 @@ where
         }
         Err(error) => Err(error),
     };
-    called.map_err(|error| recipe.trapped(&store, error))
+    called.map_err(|error| {
+        let error = recipe.trapped(&store, error);
+        Box::new(Failed {
+            error,
+            _store: Some(store),
+            _permit: Some(permit),
+        })
+    })
+}
+
+/// The WIT's name for why a request's body ended early.
+fn unreadable(error: BoxError) -> wasmtime_wasi_http::Error {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => wasmtime_wasi_http::Error::Hyper(*error),
+        Err(error) => match error
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind)
+        {
+            Some(std::io::ErrorKind::TimedOut) => wasmtime_wasi_http::Error::ConnectionReadTimeout,
+            _ => wasmtime_wasi_http::Error::InternalError(Some(error.to_string())),
+        },
+    }
 }
 
 /// The body of a guest's response, which drives the guest on while it is read.
 pub struct GuestBody {
     body: HyperOutgoingBody,
     guest: Option<Guest>,
-    /// Bytes still owed by `content-length`.
+    failed: Option<Box<Failed>>,
+    /// Bytes the client still waits for, where that is known.
     owed: Option<u64>,
     ended: bool,
     background: Background,
-}
-
-impl GuestBody {
-    fn new(runnable: &Runnable, body: HyperOutgoingBody, guest: Option<Guest>) -> Self {
-        let owed = body.size_hint().exact();
-        let background = Arc::clone(&runnable.0.engine.0.config.background);
-        Self {
-            body,
-            guest,
-            owed,
-            ended: owed == Some(0),
-            background,
-        }
-    }
 }
 
 impl Body for GuestBody {
@@ -182,10 +245,7 @@ impl Body for GuestBody {
             && let Poll::Ready(ended) = guest.as_mut().poll(cx)
         {
             this.guest = None;
-            if let Err(error) = ended {
-                this.ended = true;
-                return Poll::Ready(Some(Err(error)));
-            }
+            this.failed = ended.err();
         }
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -202,7 +262,11 @@ impl Body for GuestBody {
                 this.ended = true;
                 Poll::Ready(None)
             }
-            Poll::Pending => Poll::Pending,
+            // Nothing more will be written, and the body was not finished.
+            Poll::Pending => match this.failed.take() {
+                Some(failed) => Poll::Ready(Some(Err(failed.error))),
+                None => Poll::Pending,
+            },
         }
     }
 
@@ -217,13 +281,16 @@ impl Body for GuestBody {
 
 impl Drop for GuestBody {
     fn drop(&mut self) {
+        if let Some(failed) = self.failed.take() {
+            tracing::warn!(error = %failed.error, "component failed after its response");
+        }
         // A complete body: let the guest finish. A client that went away: the guest goes with it.
         if let Some(guest) = self.guest.take()
             && self.ended
         {
             (self.background)(Box::pin(async move {
-                if let Err(error) = guest.await {
-                    tracing::warn!(%error, "component failed after its response");
+                if let Err(failed) = guest.await {
+                    tracing::warn!(error = %failed.error, "component failed after its response");
                 }
             }));
         }

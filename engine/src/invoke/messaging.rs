@@ -1,8 +1,10 @@
 //! `wasmcloud:messaging/handler@0.2.0`: one fresh instance for each message.
 
 use capabilities::messaging::Message;
+use std::sync::Arc;
 
 use super::Error;
+use crate::limits::{Meter, Metered};
 use crate::runnable::Runnable;
 
 impl Runnable {
@@ -17,9 +19,10 @@ impl Runnable {
             return Err(Error::NotExported("wasmcloud:messaging/handler"));
         };
         let limit = recipe.engine.0.config.call_time_max;
-        let call = async {
+        let meter = Meter::new();
+        let call = Metered::new(Arc::clone(&meter), async {
             let _permit = recipe.permit().await?;
-            let mut store = recipe.store();
+            let mut store = recipe.store(meter);
             let called = match pre.instantiate_async(&mut store).await {
                 Ok(handler) => {
                     let handler = handler.wasmcloud_messaging_handler();
@@ -30,7 +33,7 @@ impl Runnable {
                 Err(error) => Err(error),
             };
             called.map_err(|error| recipe.trapped(&store, error))
-        };
+        });
         tokio::time::timeout(limit, call)
             .await
             .unwrap_or(Err(Error::Timeout(limit)))

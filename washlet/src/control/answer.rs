@@ -24,6 +24,7 @@ impl Answer for Host {
     fn lane(&self, command: &Command) -> Lane {
         match command {
             Command::Start => Lane::Start,
+            Command::Stop => Lane::Stop,
             _ => Lane::Fast,
         }
     }
@@ -153,7 +154,14 @@ fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option
         StartError::Draining | StartError::Full => UNAVAILABLE,
         _ => CONFLICT,
     };
-    (status, Some(Failure { code, text, retry: error.is_transient() }))
+    (
+        status,
+        Some(Failure {
+            code,
+            text,
+            retry: error.is_transient(),
+        }),
+    )
 }
 
 fn ok(payload: Vec<u8>) -> Answered {

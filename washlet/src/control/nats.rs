@@ -24,7 +24,9 @@ use crate::drain::Drain;
 use connect::{BACKOFF, backoff};
 pub use connect::{ConnectError, connect, connect_once, server};
 
-/// Commands other than starts that are answered at once; most take no time, a stop takes its grace.
+/// Stops being waited for; each takes its grace at most.
+const STOPS_IN_FLIGHT: usize = 20_000;
+/// Commands other than starts and stops that are answered at once; they take no time.
 const FAST_IN_FLIGHT: usize = 1_024;
 /// How long handing one message to the client may take; long only while the connection is down.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
@@ -59,6 +61,8 @@ pub trait Answer: Send + Sync + 'static {
 pub enum Lane {
     /// Commands that are answered soon.
     Fast,
+    /// Stops, which take as long as calls in flight do.
+    Stop,
     /// Starts, of which [`Control::starts_in_queue`] may be unanswered.
     Start,
 }
@@ -125,6 +129,7 @@ impl Control {
         let mut ready = self.ready.take();
         let session = Arc::new(Session {
             fast: Arc::new(Semaphore::new(FAST_IN_FLIGHT)),
+            stops: Arc::new(Semaphore::new(STOPS_IN_FLIGHT)),
             starts: Arc::new(Semaphore::new(
                 self.starts_in_queue.min(Semaphore::MAX_PERMITS),
             )),
@@ -191,6 +196,7 @@ struct Session {
     control: Control,
     answer: Arc<dyn Answer>,
     fast: Arc<Semaphore>,
+    stops: Arc<Semaphore>,
     starts: Arc<Semaphore>,
 }
 
@@ -243,6 +249,7 @@ impl Session {
         };
         let permits = match self.answer.lane(&command) {
             Lane::Fast => &self.fast,
+            Lane::Stop => &self.stops,
             Lane::Start => &self.starts,
         };
         match Arc::clone(permits).try_acquire_owned() {

@@ -2,21 +2,51 @@
 
 use async_trait::async_trait;
 use capabilities::BoxError;
-use engine::{Runnable, invoke};
+use engine::{Background, Runnable, invoke};
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::http::{CallError, RequestBody, ResponseBody, Target};
+use crate::drain::Drain;
 use crate::workload::actor::{InFlight, Token};
 
 /// A linked component behind a route.
 pub(crate) struct Guest {
     pub(crate) target: Runnable,
     pub(crate) in_flight: InFlight,
+    /// Owns guests that go on working after their response.
+    pub(crate) drain: Drain,
+    /// How long they may.
+    pub(crate) call_time_max: Duration,
+}
+
+impl Guest {
+    /// Finishes a guest whose response is complete, as a call in flight like any other.
+    fn background(&self) -> Background {
+        let (in_flight, drain, limit) = (
+            self.in_flight.clone(),
+            self.drain.clone(),
+            self.call_time_max,
+        );
+        Arc::new(move |rest| {
+            // Taken before the body's token is dropped, so that a stop never sees none.
+            let token = in_flight.token();
+            let in_flight = in_flight.clone();
+            drain.spawn("after the response", async move {
+                let ended = in_flight.run(tokio::time::timeout(limit, rest)).await;
+                if !matches!(ended, Some(Ok(()))) {
+                    tracing::warn!("a component that worked on after its response was ended");
+                }
+                drop(token);
+            });
+        })
+    }
 }
 
 #[async_trait]
@@ -31,7 +61,10 @@ impl Target for Guest {
         scheme: Scheme,
     ) -> Result<Response<ResponseBody>, CallError> {
         let token = self.in_flight.token();
-        let called = self.in_flight.run(self.target.http(request, &scheme)).await;
+        let called = self
+            .in_flight
+            .run(self.target.http(request, &scheme, self.background()))
+            .await;
         match called {
             Some(Ok(response)) => Ok(response.map(|body| Counted { body, token }.boxed_unsync())),
             Some(Err(error)) => Err(refused(error)),

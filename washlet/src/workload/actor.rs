@@ -33,7 +33,6 @@ pub(crate) struct Resolved {
 struct Attached {
     _routes: Option<Attachment>,
     _pins: Vec<ArtifactPin>,
-    messages: Drain,
 }
 
 /// The task's own view of its workload.
@@ -50,13 +49,17 @@ impl Actor {
     /// Runs the workload until it is stopped, or has failed to start.
     pub(crate) async fn run(self) {
         let in_flight = InFlight::default();
+        let messages = self.shared.guests.child();
         let attached = tokio::select! {
             biased;
             () = self.stop.cancelled() => {
+                // Some subscriptions may be in force already, and calls in flight.
+                self.state.send_replace(State::Stopping);
+                self.take_down(&messages, &in_flight).await;
                 self.state.send_replace(State::Gone);
                 return;
             }
-            attached = self.bring_up(&in_flight) => attached,
+            attached = self.bring_up(&in_flight, &messages) => attached,
         };
         let (id, workload) = (&self.spec.id, &self.spec.name);
         match attached {
@@ -65,39 +68,31 @@ impl Actor {
                 self.state.send_replace(State::Running);
                 self.stop.cancelled().await;
                 self.state.send_replace(State::Stopping);
-                self.take_down(attached, &in_flight).await;
+                drop(attached);
+                self.take_down(&messages, &in_flight).await;
                 tracing::info!(%id, workload, "workload stopped");
                 self.state.send_replace(State::Gone);
             }
             Err(cause) => {
                 tracing::warn!(%id, workload, cause, "workload failed to start");
+                self.take_down(&messages, &in_flight).await;
                 self.state.send_replace(State::Failed(cause));
             }
         }
     }
 
-    async fn bring_up(&self, in_flight: &InFlight) -> Result<Attached, String> {
+    async fn bring_up(&self, in_flight: &InFlight, messages: &Drain) -> Result<Attached, String> {
         let pulls = self
             .spec
             .components
             .iter()
             .map(|component| self.prepare(component));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
-
-        let messages = self.shared.guests.child();
-        let attached = self.attach(&runnables, in_flight, &messages).await;
-        match attached {
-            Ok(routes) => Ok(Attached {
-                _routes: routes,
-                _pins: pins,
-                messages,
-            }),
-            Err(cause) => {
-                // Subscriptions that were already made must not outlive the failure.
-                let _ = messages.drain(self.shared.limits.stop_grace).await;
-                Err(cause)
-            }
-        }
+        let routes = self.attach(&runnables, in_flight, messages).await?;
+        Ok(Attached {
+            _routes: routes,
+            _pins: pins,
+        })
     }
 
     /// Image → linked component.
@@ -171,6 +166,8 @@ impl Actor {
         let guest = Guest {
             target: target.clone(),
             in_flight: in_flight.clone(),
+            drain: self.shared.guests.clone(),
+            call_time_max: self.shared.engine.config().call_time_max,
         };
         let workload = self.spec.id.as_str().into();
         let routes = &self.shared.routes;
@@ -232,13 +229,7 @@ impl Actor {
     }
 
     /// Nothing new comes in; what is in flight may finish, then is cut.
-    async fn take_down(&self, attached: Attached, in_flight: &InFlight) {
-        let Attached {
-            _routes,
-            _pins,
-            messages,
-        } = attached;
-        drop(_routes);
+    async fn take_down(&self, messages: &Drain, in_flight: &InFlight) {
         let grace = self.shared.limits.stop_grace;
         messages.stop();
         if !in_flight.finish(grace).await {

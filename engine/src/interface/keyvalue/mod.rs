@@ -16,6 +16,9 @@ use crate::wit::{Served, WitName};
 /// How many operations of one batch are under way at once.
 const BATCH_IN_FLIGHT: usize = 32;
 
+/// The most bytes of values one batch returns: they are in the host's memory before the guest has them.
+const BATCH_BYTES_MAX: usize = 32 << 20;
+
 /// How many keys one page of a listing holds.
 const PAGE_KEYS: usize = 1_000;
 
@@ -111,12 +114,21 @@ impl Bucket {
 
     /// In the order of `keys`.
     pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, Error> {
-        let gets = keys.iter().cloned()
+        let gets = keys
+            .iter()
+            .cloned()
             .map(|key| async move { self.get(&key).await });
-        stream::iter(gets)
-            .buffered(BATCH_IN_FLIGHT)
-            .try_collect()
-            .await
+        let mut gets = stream::iter(gets).buffered(BATCH_IN_FLIGHT);
+        let (mut values, mut bytes) = (Vec::with_capacity(keys.len()), 0);
+        while let Some(value) = gets.try_next().await? {
+            bytes += value.as_ref().map_or(0, Bytes::len);
+            if bytes > BATCH_BYTES_MAX {
+                let text = format!("values exceed {BATCH_BYTES_MAX} bytes; ask for fewer keys");
+                return Err(Error::InvalidArgument(text));
+            }
+            values.push(value);
+        }
+        Ok(values)
     }
 
     pub(crate) async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
@@ -132,7 +144,9 @@ impl Bucket {
     }
 
     pub(crate) async fn delete_many(&self, keys: &[String]) -> Result<(), Error> {
-        let deletes = keys.iter().cloned()
+        let deletes = keys
+            .iter()
+            .cloned()
             .map(|key| async move { self.delete(&key).await });
         stream::iter(deletes)
             .buffer_unordered(BATCH_IN_FLIGHT)

@@ -3,6 +3,7 @@
 //! [`Server`] takes connections and bounds them, [`Routes`] leads from a host name to a [`Target`]; what a
 //! target does with a request is not known here.
 
+mod arriving;
 mod respond;
 mod routes;
 mod server;
@@ -20,8 +21,8 @@ use http::uri::Scheme;
 use http_body_util::combinators::UnsyncBoxBody;
 use std::time::Duration;
 
-/// A request's body as it arrives. Errors: the client went away or broke the protocol.
-pub type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
+/// A request's body as it arrives. Errors: the client went away, broke the protocol, or stopped sending.
+pub type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// A response's body as it is made. Errors: the call failed after the head; the client sees a reset.
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;

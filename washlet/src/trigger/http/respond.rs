@@ -1,5 +1,6 @@
 //! One request: who is asked, how many at once, and what the client sees when it fails.
 
+use super::arriving::Arriving;
 use super::routes::{self, Found, Route, Routes};
 use super::traffic::{Call, SentBody};
 use super::{CallError, ResponseBody};
@@ -27,6 +28,8 @@ pub(crate) struct Responder {
     /// Requests waiting for one of those, each for `wait` at most.
     pub(crate) waiting: Semaphore,
     pub(crate) wait: Duration,
+    /// How long a client may stop in the middle of a request's body.
+    pub(crate) idle: Duration,
     /// Draining began: ask HTTP/1.1 clients to go elsewhere next time.
     pub(crate) closing: AtomicBool,
 }
@@ -85,7 +88,7 @@ impl Responder {
     async fn answer(&self, request: Request<Incoming>, id: &str) -> Result<Answer, Refusal> {
         let route = self.route(&request)?;
         let permit = self.permit().await.ok_or(Refusal::Busy)?;
-        let request = request.map(BodyExt::boxed_unsync);
+        let request = request.map(|body| Arriving::new(body, self.idle).boxed_unsync());
         let response = route
             .target
             .call(request, self.scheme.clone())

@@ -116,6 +116,7 @@ impl Server {
                 requests: Arc::new(Semaphore::new(limits.http_requests)),
                 waiting: Semaphore::new(limits.http_requests),
                 wait: timeouts.admission,
+                idle: timeouts.idle,
                 closing: AtomicBool::new(false),
             }),
             tls,

@@ -80,21 +80,18 @@ impl Traffic {
     pub(crate) fn review(&self, now: Instant) -> Option<Instant> {
         // A head that begins to arrive right after this look has its own limit.
         let mut next = now + self.head.min(self.idle);
-        let mut stuck = Vec::new();
-        self.state().bodies.retain(|body| {
-            let Some(body) = body.upgrade() else {
-                return false;
-            };
+        // Without the lock: the last holder of a body ends its call, which takes the lock itself.
+        let bodies: Vec<_> = {
+            let mut state = self.state();
+            state.bodies.retain(|body| body.strong_count() > 0);
+            state.bodies.iter().filter_map(Weak::upgrade).collect()
+        };
+        for body in bodies {
             match body.due(self.idle) {
-                Some(due) if due <= now => stuck.push(body),
+                Some(due) if due <= now => body.cut(self.idle),
                 Some(due) => next = next.min(due),
                 None => {}
             }
-            true
-        });
-        // Without the lock: ending a body ends its call.
-        for body in stuck {
-            body.cut(self.idle);
         }
         let state = self.state();
         if state.calls > 0 {
