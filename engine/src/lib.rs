@@ -15,6 +15,7 @@
 //! interface lives in the closures it links, so dropping a [`Runnable`] frees its capabilities.
 
 pub mod allowed_hosts;
+mod arriving;
 mod compile;
 mod ctx;
 pub mod interface;
@@ -24,6 +25,7 @@ mod link;
 mod runnable;
 pub mod wit;
 
+pub use arriving::Arriving;
 pub use compile::{CompileError, Compiled};
 pub use ctx::{Ctx, Owner};
 pub use interface::http::{TrustError, TrustRoots};
@@ -36,7 +38,8 @@ use capabilities::plugin::Plugins;
 use futures::future::BoxFuture;
 use interface::Interfaces;
 use limits::Ticker;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
@@ -89,6 +92,8 @@ pub(crate) struct Inner {
     pub(crate) plugins: Plugins,
     pub(crate) interfaces: Interfaces,
     pub(crate) instances: Arc<Semaphore>,
+    /// What is in use by digest, whatever the cache keeps.
+    live: Mutex<HashMap<String, Weak<Compiled>>>,
     compiled: moka::future::Cache<String, Arc<Compiled>>,
     compiling: Arc<Semaphore>,
     _ticker: Ticker,
@@ -115,6 +120,7 @@ impl Engine {
             plugins,
             interfaces,
             instances: Arc::new(Semaphore::new(instances as usize)),
+            live: Mutex::default(),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
             compiling: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
             config,
@@ -144,19 +150,34 @@ impl Engine {
     /// [`CompileError`].
     pub async fn compile(&self, digest: &str, bytes: Bytes) -> Result<Arc<Compiled>, CompileError> {
         let inner = &self.0;
+        let live = || inner.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiled) = live().get(digest).and_then(Weak::upgrade) {
+            return Ok(compiled);
+        }
         let compile = compile::compile(&inner.engine, &inner.compiling, digest, bytes);
-        inner
+        let compiled = inner
             .compiled
             .try_get_with_by_ref(digest, compile)
             .await
-            .map_err(|error| CompileError::clone(&error))
+            .map_err(|error| CompileError::clone(&error))?;
+        let mut live = live();
+        if live.len() == live.capacity() {
+            // Before it grows: what nobody uses any more leaves.
+            live.retain(|_, compiled| compiled.strong_count() > 0);
+        }
+        live.insert(digest.to_owned(), Arc::downgrade(&compiled));
+        Ok(compiled)
     }
 
     /// Links `compiled` with what `grant` gives it.
     ///
     /// # Errors
     /// [`LinkError`], which names the import and the remedy.
-    pub async fn link(&self, compiled: &Compiled, grant: Grant) -> Result<Runnable, LinkError> {
+    pub async fn link(
+        &self,
+        compiled: &Arc<Compiled>,
+        grant: Grant,
+    ) -> Result<Runnable, LinkError> {
         link::link(self, compiled, grant).await
     }
 }

@@ -81,7 +81,7 @@ pub enum LinkError {
 
 pub(crate) async fn link(
     engine: &Engine,
-    compiled: &Compiled,
+    compiled: &Arc<Compiled>,
     grant: Grant,
 ) -> Result<Runnable, LinkError> {
     let inner = &engine.0;
@@ -144,6 +144,7 @@ pub(crate) async fn link(
         .map_err(mismatch)?;
     Ok(Runnable::new(Recipe {
         engine: engine.clone(),
+        _compiled: Arc::clone(compiled),
         http,
         messaging,
         owner: grant.owner,

@@ -8,12 +8,12 @@ use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
-use crate::Engine;
 use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
 use crate::interface::messaging::MessagingHandlerPre;
 use crate::invoke::Error;
 use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
+use crate::{Compiled, Engine};
 
 /// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
 const RESOURCES_MAX: usize = 1_024;
@@ -27,6 +27,8 @@ pub struct Runnable(pub(crate) Arc<Recipe>);
 
 pub(crate) struct Recipe {
     pub(crate) engine: Engine,
+    /// Kept so that others with the same digest find it.
+    pub(crate) _compiled: Arc<Compiled>,
     pub(crate) http: Option<ProxyPre<Ctx>>,
     pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
     pub(crate) owner: Arc<Owner>,

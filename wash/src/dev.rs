@@ -39,7 +39,9 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
             args.component.display()
         ))
     })?;
-    let failed = |error: &(dyn std::error::Error + 'static)| Failure::new(Exit::Failed, capabilities::report(error));
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(Exit::Failed, capabilities::report(error))
+    };
     let work = tempfile::tempdir().map_err(|error| failed(&error))?;
     let trust_roots = TrustRoots::load(true, &[]).map_err(|error| failed(&error))?;
     let control = runtime("control", Some(1))?;

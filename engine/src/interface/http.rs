@@ -4,10 +4,9 @@
 //! never shared between workloads. Addresses are checked where names are resolved, so that a name cannot
 //! lead where an address may not.
 
-use bytes::Bytes;
+use capabilities::BoxError;
 use futures::future::BoxFuture;
 use http::{Request, Response, Uri};
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -19,15 +18,14 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep};
+use tokio::sync::Semaphore;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::allowed_hosts::{AllowedHosts, Reach, address_is_reachable, bare};
+use crate::arriving::Arriving;
 
 /// Requests under way at once from one component.
 const REQUESTS_MAX: usize = 128;
@@ -177,15 +175,13 @@ impl Egress {
             .map_err(|_| Error::ConnectionReadTimeout)?
             .map_err(cause)?;
         Ok(response.map(|body| {
-            let sleep = Box::pin(tokio::time::sleep(between_bytes));
-            IncomingBody {
-                body,
-                between_bytes,
-                sleep,
-                waiting: false,
-                _turn: turn,
-            }
-            .boxed_unsync()
+            Arriving::new(body, between_bytes)
+                .map_err(move |error| {
+                    // Held until the body ends.
+                    let _turn = &turn;
+                    unreadable(error)
+                })
+                .boxed_unsync()
         }))
     }
 }
@@ -254,7 +250,7 @@ struct NoSuchName(#[source] std::io::Error);
 
 impl tower_service::Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = capabilities::BoxError;
+    type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -278,47 +274,17 @@ impl tower_service::Service<Name> for Resolver {
     }
 }
 
-/// A response body that ends in an error when nothing comes for too long.
-struct IncomingBody {
-    body: hyper::body::Incoming,
-    between_bytes: Duration,
-    sleep: Pin<Box<Sleep>>,
-    /// The time runs while somebody waits, not while the guest does something else.
-    waiting: bool,
-    /// Held until the body ends.
-    _turn: OwnedSemaphorePermit,
-}
-
-impl Body for IncomingBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                self.waiting = false;
-                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
-            }
-            Poll::Pending => {
-                if !std::mem::replace(&mut self.waiting, true) {
-                    let deadline = Instant::now() + self.between_bytes;
-                    self.sleep.as_mut().reset(deadline);
-                }
-                ready!(self.sleep.as_mut().poll(cx));
-                Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+/// The WIT's name for why a body from the network ended early.
+pub(crate) fn unreadable(error: BoxError) -> Error {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => Error::Hyper(*error),
+        Err(error) => match error
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind)
+        {
+            Some(std::io::ErrorKind::TimedOut) => Error::ConnectionReadTimeout,
+            _ => Error::InternalError(Some(error.to_string())),
+        },
     }
 }
 

@@ -27,6 +27,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use super::Error;
 use crate::Background;
 use crate::ctx::Ctx;
+use crate::interface::http::unreadable;
 use crate::limits::{Meter, Metered};
 use crate::runnable::{Recipe, Runnable};
 
@@ -204,20 +205,6 @@ where
             _permit: Some(permit),
         })
     })
-}
-
-/// The WIT's name for why a request's body ended early.
-fn unreadable(error: BoxError) -> wasmtime_wasi_http::Error {
-    match error.downcast::<hyper::Error>() {
-        Ok(error) => wasmtime_wasi_http::Error::Hyper(*error),
-        Err(error) => match error
-            .downcast_ref::<std::io::Error>()
-            .map(std::io::Error::kind)
-        {
-            Some(std::io::ErrorKind::TimedOut) => wasmtime_wasi_http::Error::ConnectionReadTimeout,
-            _ => wasmtime_wasi_http::Error::InternalError(Some(error.to_string())),
-        },
-    }
 }
 
 /// The body of a guest's response, which drives the guest on while it is read.

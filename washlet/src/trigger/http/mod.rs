@@ -3,7 +3,6 @@
 //! [`Server`] takes connections and bounds them, [`Routes`] leads from a host name to a [`Target`]; what a
 //! target does with a request is not known here.
 
-mod arriving;
 mod respond;
 mod routes;
 mod server;

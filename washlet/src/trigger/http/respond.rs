@@ -1,10 +1,10 @@
 //! One request: who is asked, how many at once, and what the client sees when it fails.
 
-use super::arriving::Arriving;
 use super::routes::{self, Found, Route, Routes};
 use super::traffic::{Call, SentBody};
 use super::{CallError, ResponseBody};
 use bytes::Bytes;
+use engine::Arriving;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, StatusCode, Version};

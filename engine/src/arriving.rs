@@ -1,26 +1,28 @@
-//! A request's body that ends in an error when the client stops sending: it holds an instance and a permit.
+//! A body that ends in an error when its sender stops: whoever waits for it holds an instance and a permit.
 
 use bytes::Bytes;
 use capabilities::BoxError;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// What a client sends. The time runs only while somebody waits for it.
-pub(super) struct Arriving {
-    body: Incoming,
+/// A body from the network. The time runs only while somebody waits for it.
+///
+/// Errors: those of the body, and an I/O error of kind `TimedOut` when nothing came for `idle`.
+pub struct Arriving<B> {
+    body: B,
     idle: Duration,
     /// Made at the first wait: most bodies are there with their head.
     waiting: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }
 
-impl Arriving {
-    pub(super) fn new(body: Incoming, idle: Duration) -> Self {
+impl<B> Arriving<B> {
+    /// Waits `idle` at most for each part of `body`.
+    pub fn new(body: B, idle: Duration) -> Self {
         Self {
             body,
             idle,
@@ -30,7 +32,11 @@ impl Arriving {
     }
 }
 
-impl Body for Arriving {
+impl<B> Body for Arriving<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
     type Error = BoxError;
 
@@ -41,7 +47,7 @@ impl Body for Arriving {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             this.is_waiting = false;
-            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let idle = this.idle;
         let timer = this.waiting.get_or_insert_with(|| Box::pin(sleep(idle)));
@@ -49,7 +55,7 @@ impl Body for Arriving {
             timer.as_mut().reset(Instant::now() + idle);
         }
         ready!(timer.as_mut().poll(cx));
-        let text = format!("the client sent nothing for {idle:?}");
+        let text = format!("nothing arrived for {idle:?}");
         Poll::Ready(Some(Err(
             io::Error::new(io::ErrorKind::TimedOut, text).into()
         )))
