@@ -159,6 +159,10 @@ pub enum Error {
 /// What messaging operations return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The longest subject, subscription or group, in bytes. NATS closes a connection, which others share, whose
+/// command line is over 4096 bytes; subject, reply and group are on one line.
+pub const SUBJECT_BYTES_MAX: usize = 1024;
+
 /// Whether `subject` may be published to: tokens without wildcards or white space.
 pub fn is_subject(subject: &str) -> bool {
     is_filter(subject) && !subject.split('.').any(|token| token == "*" || token == ">")
@@ -166,6 +170,9 @@ pub fn is_subject(subject: &str) -> bool {
 
 /// Whether `filter` may be subscribed to: `*` stands for one token, a last `>` for one or more.
 pub fn is_filter(filter: &str) -> bool {
+    if filter.len() > SUBJECT_BYTES_MAX {
+        return false;
+    }
     let tokens = filter.split('.').count();
     filter.split('.').enumerate().all(|(i, token)| {
         !token.is_empty()
@@ -176,7 +183,8 @@ pub fn is_filter(filter: &str) -> bool {
 
 /// Whether `group` may name a group of subscribers: something without white space.
 pub fn is_group(group: &str) -> bool {
-    !group.is_empty() && !group.chars().any(|c| c.is_whitespace() || c.is_control())
+    (1..=SUBJECT_BYTES_MAX).contains(&group.len())
+        && !group.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
 /// Whether a message on `subject` belongs to a subscription to `filter`.
@@ -191,4 +199,17 @@ pub fn matches(filter: &str, subject: &str) -> bool {
         }
     }
     tokens.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_close_a_shared_connection_is_refused() {
+        let longest = "a".repeat(SUBJECT_BYTES_MAX);
+        assert!(is_subject(&longest) && is_filter(&longest) && is_group(&longest));
+        let longer = longest + "a";
+        assert!(!is_subject(&longer) && !is_filter(&longer) && !is_group(&longer));
+    }
 }

@@ -20,8 +20,10 @@ use crate::counter::Counters;
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many keys of one listing are kept for the pages after the first.
 const LISTING_KEYS_MAX: usize = 10_000;
+/// How many bytes of keys one of them is.
+const LISTING_BYTES_MAX: usize = 1 << 20;
 /// How many listings are kept for their next page, the newest ones.
-const LISTINGS_MAX: usize = 8;
+const LISTINGS_MAX: usize = 4;
 /// How long a listing is good for.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(30);
 
@@ -121,17 +123,20 @@ impl Store {
     ) -> Result<(VecDeque<String>, bool)> {
         let mut keys = handle.keys().await?;
         let mut smallest = BTreeSet::new();
-        let mut more = false;
+        let (mut more, mut bytes) = (false, 0);
         while let Some(key) = handle.limited(keys.try_next()).await? {
             let Some(key) = names::decode_key(&key) else {
                 continue;
             };
             if key.starts_with(range.prefix) && range.after.is_none_or(|after| key.as_str() > after)
             {
-                smallest.insert(key);
+                let length = key.len();
+                if smallest.insert(key) {
+                    bytes += length;
+                }
             }
-            if smallest.len() > LISTING_KEYS_MAX {
-                smallest.pop_last();
+            while smallest.len() > LISTING_KEYS_MAX || bytes > LISTING_BYTES_MAX {
+                bytes -= smallest.pop_last().map_or(bytes, |key| key.len());
                 more = true;
             }
         }
@@ -151,6 +156,7 @@ impl Store {
 
     fn keep_listing(&self, listing: Listing) {
         let mut listings = self.listings();
+        listings.retain(|listing| listing.taken.elapsed() < LISTING_AGE_MAX);
         if listings.len() >= LISTINGS_MAX {
             listings.pop_front();
         }

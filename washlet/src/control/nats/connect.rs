@@ -25,7 +25,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(60);
 /// How often the connection is checked while nothing is sent.
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// Messages of one subscription that wait for this process; more are dropped by the client.
-const SUBSCRIPTION_MESSAGES: usize = 4_096;
+const SUBSCRIPTION_MESSAGES: usize = 65_536;
 
 /// Why there is no connection.
 #[derive(thiserror::Error, Debug)]
