@@ -1,0 +1,85 @@
+//! CPU time, wall time and memory end a call, and only the one that used them up.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use engine::invoke::Error;
+use engine::{Config, Grant};
+
+use crate::host::{config, get, grant, hostile, read, shared, start};
+
+#[tokio::test]
+async fn a_guest_that_computes_on_is_ended_while_others_are_served() {
+    let call_cpu_max = Duration::from_secs(1);
+    let guest = hostile(Config {
+        call_cpu_max,
+        ..config()
+    })
+    .await;
+    // All on one thread: the loop must let go of it.
+    let ended = RefCell::new(Vec::new());
+    let looping = async {
+        let called = get(&guest, "/loop").await;
+        ended.borrow_mut().push("loop");
+        called
+    };
+    let serving = async {
+        for _ in 0..3 {
+            assert_eq!(read(&guest, "/ok").await, "ok\n");
+            ended.borrow_mut().push("ok");
+        }
+    };
+    let (looped, ()) = futures::join!(looping, serving);
+    assert_eq!(looped.err(), Some(Error::CpuExceeded(call_cpu_max)));
+    assert_eq!(*ended.borrow(), ["ok", "ok", "ok", "loop"]);
+    assert_eq!(read(&guest, "/ok").await, "ok\n");
+}
+
+#[tokio::test]
+async fn waiting_is_not_charged_as_cpu_time() {
+    let guest = hostile(Config {
+        call_cpu_max: Duration::from_millis(500),
+        ..config()
+    })
+    .await;
+    assert_eq!(read(&guest, "/slow?ms=1500").await, "slow\n");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_in_time_is_a_timeout() {
+    let call_time_max = Duration::from_millis(500);
+    let guest = hostile(Config {
+        call_time_max,
+        ..config()
+    })
+    .await;
+    let timeout = Some(Error::Timeout(call_time_max));
+    assert_eq!(get(&guest, "/slow?ms=600000").await.err(), timeout);
+    assert_eq!(get(&guest, "/loop").await.err(), timeout);
+    assert_eq!(read(&guest, "/ok").await, "ok\n");
+}
+
+#[tokio::test]
+async fn instances_share_the_memory_of_their_component() {
+    let grant = |workload| Grant {
+        memory_bytes_max: 48 << 20,
+        ..grant(workload)
+    };
+    let guest = start(shared(), "hostile", grant("memory")).await;
+    let other = start(shared(), "hostile", grant("more-memory")).await;
+    let held = get(&guest, "/hold?mb=30").await.unwrap();
+    match get(&guest, "/grow?mb=30").await {
+        Err(Error::Trap(why)) => {
+            let limit = format!("memory limit of {} bytes", 48 << 20);
+            assert!(why.contains(&limit), "{why}");
+        }
+        called => panic!("{:?}", called.map(|response| response.status())),
+    }
+    // What is left still serves, and another component has a limit of its own.
+    assert_eq!(read(&guest, "/ok").await, "ok\n");
+    assert_eq!(read(&other, "/grow?mb=30").await, "30\n");
+    drop(held);
+    for _ in 0..3 {
+        assert_eq!(read(&guest, "/grow?mb=30").await, "30\n");
+    }
+}

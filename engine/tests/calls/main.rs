@@ -1,0 +1,17 @@
+//! What a call promises, with real guests: a fresh instance, bounded, that is given what was granted.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod background;
+mod bodies;
+mod compile;
+mod egress;
+mod host;
+mod instances;
+mod keyvalue;
+mod limits;
+mod link;
+mod log;
