@@ -4,6 +4,7 @@ use super::Target;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -105,10 +106,34 @@ pub(crate) fn key(host: &str) -> Option<Cow<'_, str>> {
 #[derive(Clone, Default)]
 pub struct Routes(Arc<Table>);
 
-#[derive(Default)]
+/// Parts of the table: a change copies one of them, so that attaching stays cheap with many workloads.
+const SHARDS: usize = 256;
+
+type Shard = HashMap<Arc<str>, Arc<Entry>>;
+
 struct Table {
-    hosts: ArcSwap<HashMap<Arc<str>, Arc<Entry>>>,
+    shards: [ArcSwap<Shard>; SHARDS],
     default: ArcSwapOption<Route>,
+    hasher: RandomState,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            shards: std::array::from_fn(|_| ArcSwap::default()),
+            default: ArcSwapOption::default(),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl Table {
+    fn shard(&self, name: &str) -> &ArcSwap<Shard> {
+        let [first, ..] = &self.shards;
+        // A byte is always below the number of shards.
+        let [index, ..] = self.hasher.hash_one(name).to_ne_bytes();
+        self.shards.get(usize::from(index)).unwrap_or(first)
+    }
 }
 
 /// The workloads of one name, used in turns.
@@ -158,31 +183,26 @@ impl Routes {
     }
 
     fn change(&self, names: &Names, change: impl Fn(&mut Vec<Arc<Route>>)) {
-        self.0.hosts.rcu(|hosts| {
-            let mut hosts = HashMap::clone(hosts);
-            for name in &names.0 {
+        for name in &names.0 {
+            self.0.shard(name).rcu(|hosts| {
+                let mut hosts = Shard::clone(hosts);
                 let (next, mut routes) = hosts.remove(name).map_or((0, Vec::new()), |entry| {
                     (entry.next.load(Ordering::Relaxed), entry.routes.clone())
                 });
                 change(&mut routes);
                 if !routes.is_empty() {
-                    hosts.insert(
-                        name.clone(),
-                        Arc::new(Entry {
-                            next: next.into(),
-                            routes,
-                        }),
-                    );
+                    let next = next.into();
+                    hosts.insert(name.clone(), Arc::new(Entry { next, routes }));
                 }
-            }
-            hosts
-        });
+                hosts
+            });
+        }
     }
 
     /// The workload whose turn it is for `key` ([`key`]; `None`: the request names no host).
     pub(crate) fn find(&self, key: Option<&str>) -> Found {
-        let hosts = self.0.hosts.load();
-        let Some(entry) = key.and_then(|key| hosts.get(key)) else {
+        let found = key.and_then(|key| self.0.shard(key).load().get(key).cloned());
+        let Some(entry) = found else {
             return match self.0.default.load_full() {
                 Some(route) if route.draining.load(Ordering::Relaxed) => Found::Draining,
                 Some(route) => Found::Route(route),
@@ -379,7 +399,7 @@ mod tests {
         assert_eq!(who(&routes, "two.test"), "-unknown-");
         assert_eq!(who(&routes, "both.test"), "-draining-");
         drop(one);
-        assert!(routes.0.hosts.load().is_empty());
+        assert!(routes.0.shards.iter().all(|shard| shard.load().is_empty()));
     }
 
     #[test]
