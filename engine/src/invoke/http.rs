@@ -7,7 +7,7 @@
 //! Nothing is spawned on the way: a client that goes away drops the future, and with it the guest. Only a
 //! guest that still works after its body has ended is handed to an owner in the background.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use capabilities::BoxError;
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
@@ -15,9 +15,10 @@ use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView;
@@ -30,6 +31,9 @@ use crate::ctx::Ctx;
 use crate::interface::http::unreadable;
 use crate::limits::{Meter, Metered};
 use crate::runnable::{Recipe, Runnable};
+
+/// Up to here, parts of a body are copied into one: it costs less than writing them one by one.
+const MERGED_BYTES_MAX: usize = 64 << 10;
 
 type Guest = Pin<Box<dyn Future<Output = Result<(), Box<Failed>>> + Send>>;
 type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
@@ -121,6 +125,8 @@ impl Runnable {
                 let owed = owed(is_head, &head, &body);
                 let mut body = GuestBody {
                     body,
+                    collected: VecDeque::new(),
+                    whole: None,
                     guest: None,
                     failed: None,
                     owed,
@@ -129,7 +135,7 @@ impl Runnable {
                 };
                 match outcome {
                     None => body.guest = Some(guest),
-                    Some(Ok(())) => {}
+                    Some(Ok(())) => body.take_rest(),
                     Some(Err(failed)) => body.failed = Some(failed),
                 }
                 Ok(Response::from_parts(head, body))
@@ -157,6 +163,10 @@ fn owed(is_head: bool, head: &Parts, body: &HyperOutgoingBody) -> Option<u64> {
     let length = head.headers.get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     length.or_else(|| body.size_hint().exact())
+}
+
+fn ended_early(error: &wasmtime_wasi_http::Error) -> Error {
+    Error::Trap(format!("the body ended early: {error}"))
 }
 
 /// The guest: owns its store and its permit, and gives both back when it ends or is dropped.
@@ -210,12 +220,53 @@ where
 /// The body of a guest's response, which drives the guest on while it is read.
 pub struct GuestBody {
     body: HyperOutgoingBody,
+    /// Parts that were there when the guest had returned.
+    collected: VecDeque<Result<Frame<Bytes>, Error>>,
+    /// The size of all of them, once that is the whole body.
+    whole: Option<u64>,
     guest: Option<Guest>,
     failed: Option<Box<Failed>>,
     /// Bytes the client still waits for, where that is known.
     owed: Option<u64>,
     ended: bool,
     background: Background,
+}
+
+impl GuestBody {
+    /// Takes what a guest that has returned left behind: usually all of the body, which then has a size and
+    /// goes out in one piece.
+    fn take_rest(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut size = 0;
+        let is_whole = loop {
+            match Pin::new(&mut self.body).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    size += frame.data_ref().map_or(0, Bytes::len);
+                    self.collected.push_back(Ok(frame));
+                }
+                Poll::Ready(None) => break true,
+                Poll::Ready(Some(Err(error))) => {
+                    self.collected.push_back(Err(ended_early(&error)));
+                    break false;
+                }
+                Poll::Pending => break false,
+            }
+        };
+        let is_data = |part: &Result<Frame<Bytes>, Error>| part.as_ref().is_ok_and(Frame::is_data);
+        if !is_whole || !self.collected.iter().all(is_data) {
+            return;
+        }
+        if self.collected.len() > 1 && size <= MERGED_BYTES_MAX {
+            let mut merged = BytesMut::with_capacity(size);
+            let parts = self
+                .collected
+                .drain(..)
+                .filter_map(|part| part.ok()?.into_data().ok());
+            parts.for_each(|part| merged.extend_from_slice(&part));
+            self.collected.push_back(Ok(Frame::data(merged.freeze())));
+        }
+        self.whole = Some(size as u64);
+    }
 }
 
 impl Body for GuestBody {
@@ -234,17 +285,26 @@ impl Body for GuestBody {
             this.guest = None;
             this.failed = ended.err();
         }
-        match Pin::new(&mut this.body).poll_frame(cx) {
+        let polled = match this.collected.pop_front() {
+            Some(part) => Poll::Ready(Some(part)),
+            None if this.whole.is_some() => Poll::Ready(None),
+            None => {
+                let polled = Pin::new(&mut this.body).poll_frame(cx);
+                polled.map(|part| part.map(|part| part.map_err(|error| ended_early(&error))))
+            }
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(whole) = &mut this.whole {
+                    *whole -= frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
                 if let (Some(owed), Some(data)) = (&mut this.owed, frame.data_ref()) {
                     *owed = owed.saturating_sub(data.len() as u64);
                     this.ended = *owed == 0;
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Error::Trap(format!(
-                "the body ended early: {error}"
-            ))))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Ready(None) => {
                 this.ended = true;
                 Poll::Ready(None)
@@ -258,11 +318,11 @@ impl Body for GuestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.whole == Some(0) || self.collected.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.whole.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 
