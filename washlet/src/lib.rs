@@ -25,4 +25,4 @@ pub mod trigger;
 mod washlet;
 pub mod workload;
 
-pub use washlet::{EngineOptions, Error, Washlet};
+pub use washlet::{EngineOptions, Error, Washlet, check};

@@ -81,6 +81,27 @@ impl EngineOptions {
     }
 }
 
+/// Looks at the files `config` names, of the listener's TLS and of the authorities of registries, as
+/// [`Washlet::build`] will: for those who want to know before they wait for anything.
+///
+/// # Errors
+/// [`Error::Http`], [`Error::Artifacts`]; nothing is bound or written.
+pub fn check(config: &Config) -> Result<(), Error> {
+    if let Some(tls) = config.http.as_ref().and_then(|http| http.tls.as_ref()) {
+        http::acceptor(tls).map_err(http::Error::Tls)?;
+    }
+    let registries = artifact::RegistryOptions {
+        allow_insecure: config.artifacts.allow_insecure,
+        ca: config.artifacts.ca.clone(),
+        credentials: None,
+        timeout: config.artifacts.pull_timeout,
+        bytes_max: config.limits.artifact_bytes_max,
+    };
+    artifact::oci::Client::new(&registries)
+        .map_err(|error| artifact::Error::Client(Arc::new(error)))?;
+    Ok(())
+}
+
 /// A host that is built and serves, but has not joined a fleet.
 pub struct Washlet {
     config: Config,

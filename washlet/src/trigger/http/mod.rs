@@ -12,6 +12,7 @@ mod traffic;
 pub use routes::{Attachment, Error as NamesError, Names, Routes};
 pub use server::{Error, Server, Timeouts};
 pub use tls::Error as TlsError;
+pub(crate) use tls::acceptor;
 
 use async_trait::async_trait;
 use bytes::Bytes;
