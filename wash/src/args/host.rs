@@ -81,7 +81,7 @@ pub(crate) struct IdentityArgs {
     /// The id of this host [default: kept in the state directory]
     #[arg(long, env = "WASH_HOST_ID", value_name = "ID")]
     pub(crate) host_id: Option<HostId>,
-    /// Where this host keeps its id, its workloads and compiled code [default: a free place below
+    /// Where this host keeps its id and its images [default: a free place below
     /// ~/.local/state/washlet]
     #[arg(long, env = "WASH_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
