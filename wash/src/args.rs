@@ -13,7 +13,7 @@ pub(crate) mod host;
 pub(crate) mod start;
 
 pub(crate) use host::{DevArgs, HostArgs, TrustRoots};
-pub(crate) use start::{Interface, StartArgs};
+pub(crate) use start::{Interface, ReplyArgs, StartArgs};
 
 /// The command line.
 #[derive(Parser)]

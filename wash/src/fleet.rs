@@ -215,14 +215,15 @@ impl Fleet {
                 )));
             }
         };
-        serde_json::from_slice(&message.payload).map_err(|_| match refusal(&message) {
-            Some(refusal) => {
-                Failure::new(Exit::Refused, format!("host '{host}' refused: {refusal}"))
-            }
-            None => Failure::new(
+        if let Some(refusal) = refusal(&command, &message) {
+            let text = format!("host '{host}' refused '{command}': {refusal}");
+            return Err(Failure::new(Exit::Refused, text));
+        }
+        serde_json::from_slice(&message.payload).map_err(|_| {
+            Failure::new(
                 Exit::Failed,
                 format!("host '{host}' answered '{command}' with something else"),
-            ),
+            )
         })
     }
 }
@@ -234,13 +235,22 @@ pub(crate) fn nobody(wait: Duration) -> Failure {
         .hint("start one with `wash host`, or look longer with --wait 20s")
 }
 
-/// What a reply says went wrong, when it is no message of the command.
-fn refusal(message: &Message) -> Option<String> {
-    let headers = message.headers.as_ref()?;
-    let code = headers.get(ERROR_CODE_HEADER)?.as_str();
-    let text = headers
-        .get("Nats-Service-Error")
-        .map_or("", |text| text.as_str());
+/// Why the host did not do what was asked; `None` when the reply is an answer.
+///
+/// Shape: a refusal reads as any command's message, because unknown fields are ignored, so the header decides.
+/// Below 500 it speaks of the workload, which the status in the reply tells too; a list has no status.
+fn refusal(command: &Command, message: &Message) -> Option<String> {
+    let code = message.headers.as_ref()?.get(ERROR_CODE_HEADER)?.as_str();
+    let server_side = || code.parse::<u16>().is_ok_and(|code| code >= 500);
+    if *command != Command::List && !server_side() {
+        return None;
+    }
+    let reply = serde_json::from_slice::<WorkloadStatusResponse>(&message.payload).ok();
+    let status = reply.and_then(|reply| reply.workload_status);
+    let text = status
+        .map(|status| status.message)
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "it gave no reason".to_owned());
     Some(printable(&format!("{text} (code {code})")))
 }
 

@@ -94,6 +94,16 @@ impl Failure {
             hint: None,
         }
     }
+
+    /// The same failure as the first cause of a larger one, which still has a result to show.
+    pub(crate) fn within(self, exit: Exit, mut report: Report) -> Self {
+        report.message = format!("{}: {}", report.message, self.report.message);
+        Self {
+            exit,
+            report,
+            ..self
+        }
+    }
 }
 
 impl From<anyhow::Error> for Failure {

@@ -1,14 +1,17 @@
 //! `wash workload`: start, stop, status, list.
 
 use std::io::Read;
+use std::path::PathBuf;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
-use subjects::wire::{WorkloadStartRequest, WorkloadState, WorkloadStatus, WorkloadSummary};
+use subjects::wire::{
+    HostHeartbeat, WorkloadStartRequest, WorkloadState, WorkloadStatus, WorkloadSummary,
+};
 use subjects::{HostId, WorkloadId};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use crate::args::{FleetArgs, ListArgs, StartArgs, StatusArgs, StopArgs};
+use crate::args::{ListArgs, ReplyArgs, StartArgs, StatusArgs, StopArgs};
 use crate::fleet::{ASKED_AT_ONCE, Fleet, Look, nobody};
 use crate::manifest::{self, Plan};
 use crate::output::{Exit, Failure, Report, table};
@@ -39,7 +42,7 @@ struct Outcome {
 
 /// Starts the workloads of a manifest or of flags.
 pub(crate) async fn start(args: &StartArgs) -> Result<Report, Failure> {
-    let mut plans = plans(args)?;
+    let mut plans = plans(args).await?;
     for plan in &mut plans {
         flags::overrule(plan, args)?;
     }
@@ -62,18 +65,20 @@ pub(crate) async fn start(args: &StartArgs) -> Result<Report, Failure> {
             return Err(nobody(wait));
         }
     }
-    let mut placed = Vec::with_capacity(copies);
-    for plan in &plans {
-        for host in place::choose(plan, &mut hosts)? {
-            let (id, request) = request(plan, args.placement.id.as_ref())?;
-            placed.push(Placed { host, id, request });
+    let id = args.placement.id.as_ref();
+    let placed = match place(&plans, &mut hosts, id) {
+        // Those that answer slowly may fit.
+        Err(failure) if failure.exit() == Exit::Unreachable => {
+            let wait = LOOK.min(args.reply.timeout);
+            let mut hosts = fleet.hosts(Look::Full(wait)).await?;
+            place(&plans, &mut hosts, id)?
         }
-    }
-    let deadline = Instant::now() + args.reply.timeout;
+        placed => placed?,
+    };
     let fleet = &fleet;
     let outcomes = futures::stream::iter(placed)
         .map(|placed| async move {
-            let result = launch(fleet, &placed, args.reply.wait, deadline).await;
+            let result = launch(fleet, &placed, &args.reply).await;
             Outcome { placed, result }
         })
         .buffered(ASKED_AT_ONCE)
@@ -82,29 +87,53 @@ pub(crate) async fn start(args: &StartArgs) -> Result<Report, Failure> {
     summary(outcomes, args.reply.wait)
 }
 
-fn plans(args: &StartArgs) -> Result<Vec<Plan>, Failure> {
+/// Chooses hosts for all of `plans`.
+fn place(
+    plans: &[Plan],
+    hosts: &mut [HostHeartbeat],
+    id: Option<&WorkloadId>,
+) -> Result<Vec<Placed>, Failure> {
+    let mut placed = Vec::new();
+    for plan in plans {
+        for host in place::choose(plan, hosts)? {
+            let (id, request) = request(plan, id)?;
+            placed.push(Placed { host, id, request });
+        }
+    }
+    Ok(placed)
+}
+
+async fn plans(args: &StartArgs) -> Result<Vec<Plan>, Failure> {
     let Some(file) = &args.file else {
         return Ok(vec![flags::plan(&args.component)?]);
     };
-    let mut text = String::new();
-    let stdin = file.as_os_str() == "-";
-    let read = if stdin {
-        std::io::stdin().read_to_string(&mut text)
-    } else {
-        std::fs::File::open(file).and_then(|mut file| file.read_to_string(&mut text))
-    };
-    let shown = if stdin {
+    let shown = if file.as_os_str() == "-" {
         "stdin".to_owned()
     } else {
         format!("\"{}\"", file.display())
     };
-    read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+    let file = file.clone();
+    // A terminal or a pipe may never end, and Ctrl-C must be heard meanwhile.
+    let text = tokio::task::spawn_blocking(move || text(file)).await;
+    let text = text
+        .map_err(anyhow::Error::from)?
+        .map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
     let plans =
         manifest::read(&text).map_err(|error| Failure::usage(format!("{shown}: {error}")))?;
     for path in plans.iter().flat_map(|plan| &plan.without_effect) {
         tracing::warn!("{shown}: '{path}' has no effect outside Kubernetes");
     }
     Ok(plans)
+}
+
+/// What is in `file`, or comes from stdin for `-`.
+fn text(file: PathBuf) -> std::io::Result<String> {
+    if file.as_os_str() != "-" {
+        return std::fs::read_to_string(file);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn request(
@@ -162,25 +191,39 @@ fn dry_run(plans: &[Plan], id: Option<&WorkloadId>) -> Report {
 async fn launch(
     fleet: &Fleet,
     placed: &Placed,
-    wait: bool,
-    deadline: Instant,
+    reply: &ReplyArgs,
 ) -> Result<WorkloadStatus, Failure> {
-    let patience = deadline.saturating_duration_since(Instant::now());
-    let mut status = fleet.start(&placed.host, &placed.request, patience).await?;
+    let Placed { host, id, request } = placed;
+    let deadline = Instant::now() + reply.timeout;
+    let mut status = match fleet.start(host, request, reply.timeout).await {
+        // It may have taken the request, and be slower to answer than we wait.
+        Err(failure) if failure.exit() == Exit::Unreachable => match fleet.status(host, id).await {
+            Ok(status) if status.workload_state != WorkloadState::NotFound => status,
+            _ => return Err(failure),
+        },
+        started => started?,
+    };
     let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while wait
+    let mut lost = None;
+    while reply.wait
         && matches!(
             status.workload_state,
             WorkloadState::Starting | WorkloadState::Unspecified
         )
     {
-        if timeout_at(deadline, ticks.tick()).await.is_err() {
-            break;
+        let poll = async {
+            ticks.tick().await;
+            fleet.status(host, id).await
+        };
+        match timeout_at(deadline, poll).await {
+            Ok(Ok(now)) => (status, lost) = (now, None),
+            // The next one may be heard.
+            Ok(Err(failure)) => lost = Some(failure),
+            Err(_) => break,
         }
-        status = fleet.status(&placed.host, &placed.id).await?;
     }
-    Ok(status)
+    lost.map_or(Ok(status), Err)
 }
 
 fn summary(outcomes: Vec<Outcome>, wait: bool) -> Result<Report, Failure> {
@@ -199,17 +242,17 @@ fn summary(outcomes: Vec<Outcome>, wait: bool) -> Result<Report, Failure> {
                 };
                 (short(status.workload_state), status.message, exit)
             }
-            Err(failure) => (
-                "UNKNOWN",
-                failure.message().to_owned(),
-                Some(failure.exit()),
-            ),
+            Err(failure) => {
+                let state = match failure.exit() {
+                    Exit::Refused => "ERROR",
+                    _ => "UNKNOWN",
+                };
+                (state, failure.message().to_owned(), Some(failure.exit()))
+            }
         };
         match exit {
             None => well += 1,
-            // A host that said no tells more than one that said nothing.
-            Some(Exit::Refused) => worst = Some(Exit::Refused),
-            Some(exit) => worst = worst.or(Some(exit)),
+            Some(exit) => worst = Some(worse(worst, exit)),
         }
         let (id, host) = (placed.id.to_string(), placed.host.to_string());
         data.push(json!({
@@ -248,20 +291,27 @@ fn summary(outcomes: Vec<Outcome>, wait: bool) -> Result<Report, Failure> {
     })
 }
 
+/// The exit code of several failures: a host that said no tells more than one that said nothing.
+fn worse(worst: Option<Exit>, exit: Exit) -> Exit {
+    match (worst, exit) {
+        (_, Exit::Refused) | (None, _) => exit,
+        (Some(worst), _) => worst,
+    }
+}
+
 /// The state without its prefix.
 fn short(state: WorkloadState) -> &'static str {
     state.as_str().trim_start_matches("WORKLOAD_STATE_")
 }
 
-/// Which hosts have the workload `id`, and how far it is there.
+/// Which of `hosts` have the workload `id`, and how far it is there.
 async fn find(
     fleet: &Fleet,
     id: &WorkloadId,
-    args: &FleetArgs,
+    hosts: Vec<HostId>,
 ) -> Result<Vec<(HostId, WorkloadStatus)>, Failure> {
-    let ids = fleet.ids(args.host.as_ref(), args.wait).await?;
-    let asked = ids.len();
-    let answers = ask_all(ids, async |host| fleet.status(host, id).await).await;
+    let asked = hosts.len();
+    let answers = ask_all(hosts, async |host| fleet.status(host, id).await).await;
     let mut silent = 0;
     let mut found = Vec::new();
     for (host, answer) in answers {
@@ -328,50 +378,63 @@ fn states(rows: &[(HostId, WorkloadStatus)]) -> (String, Value) {
     )
 }
 
-/// Stops workloads wherever they are.
+/// Stops workloads wherever they are; one that cannot be stopped does not keep the others.
 pub(crate) async fn stop(args: &StopArgs) -> Result<Report, Failure> {
     let fleet = Fleet::connect(&args.fleet.nats).await?;
-    let mut stopped = Vec::new();
+    let named = args.fleet.host.as_ref();
+    let hosts = fleet.ids(named, args.fleet.wait).await?;
+    let (mut stopped, mut failures) = (Vec::new(), Vec::new());
     for id in &args.ids {
-        let hosts = match &args.fleet.host {
-            Some(host) => vec![host.clone()],
-            None => find(&fleet, id, &args.fleet)
-                .await?
-                .into_iter()
-                .map(|(host, _)| host)
-                .collect(),
-        };
+        let mut hosts = hosts.clone();
+        if named.is_none() {
+            match find(&fleet, id, hosts).await {
+                Ok(found) => hosts = found.into_iter().map(|(host, _)| host).collect(),
+                Err(failure) => {
+                    failures.push(failure);
+                    continue;
+                }
+            }
+        }
         for (host, answer) in ask_all(hosts, async |host| fleet.stop(host, id).await).await {
-            stopped.push((host, answer?));
+            match answer {
+                Ok(status) => stopped.push((host, status)),
+                Err(failure) => failures.push(failure),
+            }
         }
     }
-    let (text, data) = states(&stopped);
     let unwell = |state| matches!(state, WorkloadState::Error | WorkloadState::NotFound);
-    let failed = stopped
+    let refused = stopped
         .iter()
         .filter(|(_, status)| unwell(status.workload_state))
         .count();
-    let message = format!(
-        "{} of {} workloads stopped",
-        stopped.len() - failed,
-        stopped.len()
-    );
+    let mut worst = (refused > 0).then_some(Exit::Refused);
+    for failure in &failures {
+        worst = Some(worse(worst, failure.exit()));
+    }
+    let total = stopped.len() + failures.len();
+    let (text, data) = if stopped.is_empty() {
+        (String::new(), json!([]))
+    } else {
+        states(&stopped)
+    };
     let report = Report {
-        message,
+        message: format!("{} of {total} workloads stopped", stopped.len() - refused),
         text,
         data,
     };
-    if failed == 0 {
-        Ok(report)
-    } else {
-        Err(Failure::with_report(Exit::Refused, report))
+    match (worst, failures.into_iter().next()) {
+        (None, _) => Ok(report),
+        (Some(exit), None) => Err(Failure::with_report(exit, report)),
+        (Some(_), Some(failure)) if total == 1 => Err(failure),
+        (Some(exit), Some(failure)) => Err(failure.within(exit, report)),
     }
 }
 
 /// Shows how far a workload is, on every host that has it.
 pub(crate) async fn status(args: &StatusArgs) -> Result<Report, Failure> {
     let fleet = Fleet::connect(&args.fleet.nats).await?;
-    let (text, data) = states(&find(&fleet, &args.id, &args.fleet).await?);
+    let hosts = fleet.ids(args.fleet.host.as_ref(), args.fleet.wait).await?;
+    let (text, data) = states(&find(&fleet, &args.id, hosts).await?);
     Ok(Report {
         text,
         data,
@@ -393,10 +456,13 @@ pub(crate) async fn list(args: &ListArgs) -> Result<Report, Failure> {
         }
     }
     let silent = failures.len();
-    match failures.pop() {
-        Some(failure) if silent == asked => return Err(failure),
-        Some(_) => tracing::warn!("{silent} of {asked} hosts did not answer"),
-        None => {}
+    if silent == asked
+        && let Some(failure) = failures.pop()
+    {
+        return Err(failure);
+    }
+    for failure in failures {
+        tracing::warn!("{}", failure.message());
     }
     let message = if workloads.is_empty() {
         format!("no workloads on {} hosts", asked - silent)

@@ -6,7 +6,7 @@ use async_nats::{Client, Message, Subscriber};
 use fleet::nats::NatsServer;
 use futures::StreamExt;
 use subjects::HostId;
-use subjects::control::{Command, PING};
+use subjects::control::{Command, ERROR_CODE_HEADER, PING};
 use subjects::wire::*;
 
 use crate::{Ran, ran, run, wash};
@@ -17,6 +17,13 @@ struct Hosts {
     pings: Subscriber,
     commands: Subscriber,
     heartbeats: Vec<HostHeartbeat>,
+    /// Answers no ping but a second one.
+    late: Option<HostHeartbeat>,
+    pinged: usize,
+    /// Every command is refused with this code.
+    refusing: Option<u16>,
+    /// One status is refused, when somebody asks for it next.
+    busy: bool,
     workloads: BTreeMap<(String, String), WorkloadSummary>,
 }
 
@@ -46,6 +53,10 @@ impl Hosts {
             pings,
             commands,
             heartbeats,
+            late: None,
+            pinged: 0,
+            refusing: None,
+            busy: false,
             workloads: BTreeMap::new(),
         }
     }
@@ -64,7 +75,11 @@ impl Hosts {
         }
     }
 
-    async fn pong(&self, ping: &Message) {
+    async fn pong(&mut self, ping: &Message) {
+        self.pinged += 1;
+        if self.pinged == 2 {
+            self.heartbeats.extend(self.late.take());
+        }
         for heartbeat in &self.heartbeats {
             self.client
                 .publish(ping.reply.clone().unwrap(), heartbeat.encode().into())
@@ -79,15 +94,31 @@ impl Hosts {
             return;
         }
         let command = Command::parse(&HostId::new(id.as_str()).unwrap(), &message.subject).unwrap();
+        let mut refused = self.refusing;
+        if command == Command::Status && std::mem::take(&mut self.busy) {
+            refused = Some(503);
+        }
+        if let Some(code) = refused {
+            return self.refuse(message, code).await;
+        }
         let reply = match command {
             Command::Start => {
-                self.start(&id, WorkloadStartRequest::decode(&message.payload).unwrap())
+                let request = WorkloadStartRequest::decode(&message.payload).unwrap();
+                let silent = request.workload.as_ref().unwrap().name == "silent";
+                let reply = self.start(&id, request);
+                if silent {
+                    return;
+                }
+                reply
             }
             Command::Status => {
                 let request = WorkloadStatusRequest::decode(&message.payload).unwrap();
-                let entry = self.workloads.get_mut(&(id, request.workload_id.clone()));
+                let entry = self
+                    .workloads
+                    .get_mut(&(id.clone(), request.workload_id.clone()));
                 let workload_state = match entry {
                     None => WorkloadState::NotFound,
+                    Some(summary) if id.starts_with("stuck") => summary.state,
                     // What was starting when asked runs when asked again.
                     Some(summary) => std::mem::replace(&mut summary.state, WorkloadState::Running),
                 };
@@ -131,11 +162,29 @@ impl Hosts {
             .unwrap();
     }
 
+    /// Answers as a host does that cannot serve a command, whatever it is.
+    async fn refuse(&self, message: Message, code: u16) {
+        let status = WorkloadStatus {
+            workload_state: WorkloadState::Error,
+            message: "the host is\u{1b}[2J draining".into(),
+            ..WorkloadStatus::default()
+        };
+        let reply = WorkloadStatusResponse {
+            workload_status: Some(status),
+        };
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(ERROR_CODE_HEADER, code.to_string());
+        self.client
+            .publish_with_headers(message.reply.unwrap(), headers, reply.encode().into())
+            .await
+            .unwrap();
+    }
+
     fn start(&mut self, host: &str, request: WorkloadStartRequest) -> Vec<u8> {
         let workload = request.workload.unwrap();
         let (state, message) = match workload.name.as_str() {
             "bad" => (WorkloadState::Error, "interface is not\u{1b}[2J available"),
-            "slow" => (WorkloadState::Starting, ""),
+            "slow" | "silent" => (WorkloadState::Starting, ""),
             _ => (WorkloadState::Running, ""),
         };
         let component = &workload.wit_world.unwrap().components[0];
@@ -327,10 +376,13 @@ async fn a_start_that_cannot_be_says_why() {
         ("--environment prod", "1 not in environment 'prod'"),
         ("--replicas 2", "only 1 of the 1"),
         ("--memory-limit-mb 3000", "1 short of memory"),
-        ("--host z --timeout 1s", "host 'z'"),
+        ("--host z", "host 'z'"),
     ] {
         let ran = hosts
-            .run(&nats, &format!("workload start --image x {flags}"))
+            .run(
+                &nats,
+                &format!("workload start --image x --timeout 1s {flags}"),
+            )
             .await;
         assert_eq!(ran.code, 4, "{flags}: {}", ran.stderr);
         assert!(
@@ -345,6 +397,120 @@ async fn a_start_that_cannot_be_says_why() {
             .workloads
             .values()
             .all(|workload| workload.name == "bad")
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_is_no_answer() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a"]).await;
+    for (code, line) in [
+        (400, "workload list"),
+        (503, "workload list"),
+        (503, "workload status w"),
+        (503, "workload stop w --host a"),
+        (500, "workload start --image x"),
+    ] {
+        hosts.refusing = Some(code);
+        let ran = hosts.run(&nats, line).await;
+        assert_eq!(ran.code, 3, "{line}: {}{}", ran.stdout, ran.stderr);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(
+            said.contains(&format!("the host is\\u{{1b}}[2J draining (code {code})")),
+            "{line}: {said}"
+        );
+    }
+    // A status tells what happened to the workload, and is the answer.
+    hosts.refusing = Some(409);
+    let ran = hosts.run(&nats, "workload status w --host a").await;
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("ERROR"), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn a_start_is_followed_also_when_its_answer_does_not_come() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a"]).await;
+    let start = "workload start --image x --name silent --timeout 1s -o json";
+    let ran = hosts.run(&nats, start).await;
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(ran.envelope()["data"][0]["state"], "STARTING");
+    let ran = hosts.run(&nats, &format!("{start} --wait")).await;
+    assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+}
+
+#[tokio::test]
+async fn one_lost_status_does_not_end_a_wait() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a"]).await;
+    hosts.busy = true;
+    let start = "workload start --image x --name slow --wait";
+    let ran = hosts.run(&nats, start).await;
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(
+        !hosts.busy && ran.stdout.contains("RUNNING"),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[tokio::test]
+async fn every_replica_gets_the_full_patience() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut ids: Vec<String> = (10..42).map(|number| format!("stuck-{number}")).collect();
+    // Asked when one of those that hold up the others has used up its time.
+    ids.push("well".into());
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let mut hosts = Hosts::play(&nats, &ids).await;
+    let start = "workload start --image x --name slow --replicas 33 --wait --timeout 3s -o json";
+    let ran = hosts.run(&nats, start).await;
+    assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+    let data = ran.envelope()["data"].clone();
+    assert_eq!(
+        (data[32]["hostId"].as_str(), data[32]["state"].as_str()),
+        (Some("well"), Some("RUNNING"))
+    );
+    assert_eq!(data[0]["state"], "STARTING");
+}
+
+#[tokio::test]
+async fn a_host_that_answers_late_is_found_before_giving_up() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a", "b"]).await;
+    hosts.late = hosts.heartbeats.pop();
+    let start = "workload start --image x --replicas 2 --timeout 1s";
+    let ran = hosts.run(&nats, start).await;
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(hosts.workloads.len(), 2);
+}
+
+#[tokio::test]
+async fn one_workload_that_cannot_be_stopped_does_not_keep_the_others() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["a"]).await;
+    for id in ["first", "last"] {
+        let ran = hosts
+            .run(&nats, &format!("workload start --image x --id {id}"))
+            .await;
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let ran = hosts
+        .run(&nats, "workload stop first gone last -o json")
+        .await;
+    assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+    assert!(hosts.workloads.is_empty());
+    let envelope = ran.envelope();
+    let message = envelope["message"].as_str().unwrap();
+    assert!(
+        message.contains("2 of 3 workloads stopped: workload 'gone' is not"),
+        "{message}"
+    );
+    assert_eq!(
+        (
+            envelope["data"][0]["workloadId"].as_str(),
+            envelope["data"][1]["workloadId"].as_str()
+        ),
+        (Some("first"), Some("last"))
     );
 }
 
