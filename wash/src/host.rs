@@ -11,10 +11,12 @@ use plugins_nats::Nats;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use washlet::artifact;
 use washlet::config::{Config, Identity};
 use washlet::control::nats;
 use washlet::drain::Drain;
 use washlet::identity::StateDir;
+use washlet::trigger::http;
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
@@ -35,6 +37,8 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     let state = StateDir::open(args.identity.state_dir.clone())
         .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let config = config(&args, &state)?;
+    // Before NATS is waited for, which may take long.
+    washlet::check(&config).map_err(|error| failure(&error))?;
     let trust_roots = TrustRoots::load(
         args.http.http_client_trust_roots == TrustRootsArg::Webpki,
         &args.http.http_client_ca_path,
@@ -77,7 +81,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let guests = guests.handle().clone();
         let washlet = Washlet::build(config, options, plugins, interfaces, guests, false)
             .await
-            .map_err(|error| Failure::new(Exit::Failed, capabilities::report(&error)))?;
+            .map_err(|error| failure(&error))?;
         let http = washlet.http_address().map(|address| address.to_string());
         let id = washlet.host().id().to_string();
         let server = nats::server(&scheduler);
@@ -93,7 +97,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let run = washlet.run(scheduler_client, ready, signals.recv());
         tokio::select! {
             outcome = run => {
-                outcome.map_err(|error| Failure::new(Exit::Failed, capabilities::report(&error)))
+                outcome.map_err(|error| failure(&error))
             }
             () = again.twice() => {
                 Err(Failure::new(Exit::Failed, "ended at once by a second signal; calls were cut"))
@@ -114,6 +118,16 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
 /// A connection that no waiting will bring.
 fn unusable(error: nats::ConnectError) -> Failure {
     Failure::usage(capabilities::report(&error))
+}
+
+/// A host that cannot be built, or ended: wrong usage when a file it was given is of no use.
+fn failure(error: &washlet::Error) -> Failure {
+    let exit = match error {
+        washlet::Error::Http(http::Error::Tls(_))
+        | washlet::Error::Artifacts(artifact::Error::Client(_)) => Exit::Usage,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, capabilities::report(error))
 }
 
 /// A runtime with threads named `name`.

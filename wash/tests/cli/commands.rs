@@ -1,6 +1,11 @@
 //! Commands that ask nobody.
 
-use crate::{example, run};
+use std::process::Stdio;
+
+use fleet::wait::{SOON, until};
+use tokio::time::timeout;
+
+use crate::{example, ran, run, wash};
 
 #[tokio::test]
 async fn wrong_usage_ends_with_2() {
@@ -43,6 +48,24 @@ async fn a_host_is_refused_before_it_connects_to_anything() {
             .unwrap()
             .contains("\"/nowhere/ca.crt\"")
     );
+    let dir = tempfile::tempdir().unwrap();
+    let (state, text) = (dir.path().join("state"), dir.path().join("text.pem"));
+    std::fs::write(&text, "no certificate").unwrap();
+    let (state, text) = (state.display(), text.display());
+    // No NATS server is there, which a host would wait for.
+    for flags in [
+        format!("--oci-ca-path {text}"),
+        format!("--http-addr 127.0.0.1:0 --tls-cert-path {text} --tls-key-path {text}"),
+    ] {
+        let line = format!(
+            "-o json host --state-dir {state} --scheduler-nats-url nats://127.0.0.1:1 {flags}"
+        );
+        let ran = timeout(SOON, run(&line)).await.unwrap();
+        assert_eq!(ran.code, 2, "{flags}: {}{}", ran.stdout, ran.stderr);
+        let envelope = ran.envelope();
+        let message = envelope["message"].as_str().unwrap();
+        assert!(message.contains("text.pem"), "{flags}: {message}");
+    }
     let ran = run("host --nats-token a --nats-creds b").await;
     assert_eq!(ran.code, 2);
     assert!(ran.stderr.contains("more than one way"), "{}", ran.stderr);
@@ -203,4 +226,28 @@ async fn flags_that_contradict_a_manifest_are_refused() {
         ran.stderr
     );
     assert_eq!(run("workload start /nowhere.yaml").await.code, 2);
+}
+
+#[tokio::test]
+async fn a_manifest_that_does_not_end_can_be_interrupted() {
+    let mut command = wash("workload start -");
+    command.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let pid = child.id().unwrap();
+    let stdin = child.stdin.take();
+    until(SOON, "it listens for SIGINT", async || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let caught = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))?;
+        let caught = u64::from_str_radix(caught.trim(), 16).ok()?;
+        (caught & 0b10 != 0).then_some(())
+    })
+    .await
+    .unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = timeout(SOON, child.wait_with_output()).await.unwrap();
+    assert_eq!(ran(ended.unwrap()).code, 130);
+    drop(stdin);
 }
