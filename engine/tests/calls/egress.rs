@@ -175,7 +175,7 @@ async fn a_head_that_does_not_come_is_a_timeout() {
 async fn a_body_that_stops_is_a_timeout() {
     let guest = guest("hostile", &["127.0.0.1"]).await;
     let whole = Server::start(Answers::Whole).await;
-    let target = format!("/impatient?ms=100&authority={}", whole.address);
+    let target = format!("/impatient?ms=60000&authority={}", whole.address);
     assert_eq!(read(&guest, &target).await, "6 bytes\n");
     let half = Server::start(Answers::Half).await;
     let target = format!("/impatient?ms=100&authority={}", half.address);

@@ -57,18 +57,17 @@ impl Guest for Hostile {
                 black_box(&memory);
                 let _ = OutgoingBody::finish(body, None);
             }
+            // Leaves stains and answers how many: /scan in a fresh instance must find none.
             "stain" => {
-                for area in unused(target.number("mb", 1)) {
+                let mut areas = unused(target.number("mb", 1));
+                for area in &mut areas {
                     area.fill(STAIN);
                 }
-                reply::text(out, 200, "stained\n");
+                reply::text(out, 200, &format!("{}\n", stains(black_box(&areas))));
             }
-            // How many stains of another call are to be seen: there must be none.
             "scan" => {
                 let areas = unused(target.number("mb", 1));
-                let words = areas.iter().flat_map(|area| area.iter());
-                let stains = words.filter(|word| **word == STAIN).count();
-                reply::text(out, 200, &format!("{stains}\n"));
+                reply::text(out, 200, &format!("{}\n", stains(&areas)));
             }
             "half" => {
                 let body = reply::head(out, 200);
@@ -138,6 +137,11 @@ fn unused(mb: u64) -> [&'static mut [u64]; 2] {
         // SAFETY: both ranges lie in the memory, start on a multiple of 8, and hold nothing of ours.
         unsafe { std::slice::from_raw_parts_mut(start, bytes.len() / 8) }
     })
+}
+
+fn stains(areas: &[&mut [u64]]) -> usize {
+    let words = areas.iter().flat_map(|area| area.iter());
+    words.filter(|word| **word == STAIN).count()
 }
 
 /// Announces a length, sends that much, and goes on: `ms` later it prints `worked KEY`.
