@@ -39,7 +39,7 @@ use futures::future::BoxFuture;
 use interface::Interfaces;
 use limits::Ticker;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
@@ -143,6 +143,15 @@ impl Engine {
         &self.0.interfaces
     }
 
+    /// What was compiled for `digest` before, while anybody uses it or it is kept for the next.
+    pub fn compiled(&self, digest: &str) -> Option<Arc<Compiled>> {
+        self.live().get(digest).and_then(Weak::upgrade)
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Compiles `bytes`, or returns what was compiled for `digest` before; callers with one digest share one
     /// compilation.
     ///
@@ -150,8 +159,7 @@ impl Engine {
     /// [`CompileError`].
     pub async fn compile(&self, digest: &str, bytes: Bytes) -> Result<Arc<Compiled>, CompileError> {
         let inner = &self.0;
-        let live = || inner.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compiled) = live().get(digest).and_then(Weak::upgrade) {
+        if let Some(compiled) = self.compiled(digest) {
             return Ok(compiled);
         }
         let compile = compile::compile(&inner.engine, &inner.compiling, digest, bytes);
@@ -160,7 +168,7 @@ impl Engine {
             .try_get_with_by_ref(digest, compile)
             .await
             .map_err(|error| CompileError::clone(&error))?;
-        let mut live = live();
+        let mut live = self.live();
         if live.len() == live.capacity() {
             // Before it grows: what nobody uses any more leaves.
             live.retain(|_, compiled| compiled.strong_count() > 0);
