@@ -6,19 +6,21 @@
 //! <dir>/quarantine/            bytes that did not match their name
 //! <dir>/tmp/                   files being written
 //! <dir>/key                    of the hash that stands for credentials
+//! <dir>/users, <dir>/asking    locked by those who use the directory, and who asks how many they are
 //! ```
 //! A file gets its name only when its content is on disk, so a crash leaves nothing half written, and
 //! several processes may share a directory: each keeps the modification times of what it uses fresh,
 //! and nothing fresh is removed. All functions here block.
 
 mod cleaner;
+mod space;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -135,6 +137,13 @@ struct Use {
     last: Instant,
 }
 
+impl Use {
+    /// Whether it is pinned, or was within `time`.
+    fn is_within(&self, time: Duration) -> bool {
+        self.pins > 0 || self.last.elapsed() < time
+    }
+}
+
 /// The cache.
 pub(crate) struct Store {
     dir: PathBuf,
@@ -143,6 +152,10 @@ pub(crate) struct Store {
     key: Vec<u8>,
     uses: Mutex<HashMap<Digest, Use>>,
     usage: Mutex<Usage>,
+    /// Bytes of the budget that downloads may yet take; locked while artifacts come and go, so that each
+    /// byte is either among these or in a file.
+    promised: Mutex<u64>,
+    users: space::Users,
 }
 
 impl Store {
@@ -160,10 +173,22 @@ impl Store {
             key,
             uses: Mutex::default(),
             usage: Mutex::default(),
+            promised: Mutex::default(),
+            users: space::Users::join(dir).map_err(at(dir))?,
         };
         let mut failed = 0;
         *lock(&store.usage) = cleaner::usage(&store.entries(&mut failed));
         Ok(Arc::new(store))
+    }
+
+    /// How many bytes it may have.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// `source` happened to the file of `digest`.
+    pub(crate) fn error_at(&self, digest: Digest, source: io::Error) -> Error {
+        at(&self.blob_path(digest))(source)
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -197,7 +222,7 @@ impl Store {
         if record.reference != reference || record.resolved_by != *who {
             return None;
         }
-        touch(&path);
+        touch_path(&path);
         let Record {
             digest,
             manifest_digest,
@@ -249,12 +274,29 @@ impl Store {
             })
     }
 
+    /// The size of the artifact, if it is there for reading; says that it is used now.
+    pub(crate) fn present(&self, digest: Digest) -> Option<u64> {
+        let path = self.blob_path(digest);
+        let meta = fs::symlink_metadata(&path).ok()?;
+        let usable = meta.is_file() && meta.len() <= self.bytes_max;
+        let file = usable.then(|| File::open(&path).ok()).flatten()?;
+        touch(&file);
+        Some(meta.len())
+    }
+
+    /// Pins the artifact if it is there.
+    pub(crate) fn pin_present(self: &Arc<Self>, digest: Digest) -> Option<Pin> {
+        // In this order, so that it is not removed in between.
+        let pin = self.pin(digest);
+        self.present(digest).map(|_| pin)
+    }
+
     /// The bytes, if they are there and match their digest; what does not match is put aside.
     pub(crate) fn read(&self, digest: Digest) -> Option<Bytes> {
         let path = self.blob_path(digest);
         match read_bounded(&path, self.bytes_max) {
             Ok(bytes) if Digest::of(&bytes) == digest => {
-                touch(&path);
+                touch_path(&path);
                 return Some(bytes.into());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -328,8 +370,14 @@ impl Store {
 }
 
 /// Says "used now" by the modification time; on a read-only disk nothing is cleaned either.
-fn touch(path: &Path) {
-    let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+fn touch(file: &File) {
+    let _ = file.set_modified(SystemTime::now());
+}
+
+fn touch_path(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        touch(&file);
+    }
 }
 
 fn read_record(path: &Path) -> Option<Record> {

@@ -5,109 +5,38 @@
 
 pub mod cache;
 mod credentials;
+mod error;
+mod gates;
 pub mod oci;
+mod reading;
 pub mod reference;
+mod resolved;
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::io::Read as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 pub use cache::{Pin, Swept, Usage};
 pub use credentials::Credentials;
+pub use error::Error;
 pub use oci::{Progress, Pulled, RegistryOptions, pull, push};
 pub use reference::{Digest, Image, Reference};
+pub use resolved::{Artifact, Resolved};
 
 use crate::config::{ArtifactConfig, Limits};
 use cache::{Known, Store, Who};
+use gates::Gates;
 use oci::{ATTEMPTS, Client, Session};
+use reading::Reader;
+use resolved::{Landed, Source};
 
 /// The first bytes of every component: magic, version, layer.
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
-
-/// Why there is no artifact.
-#[derive(thiserror::Error, Debug, Clone)]
-#[non_exhaustive]
-pub enum Error {
-    /// The image names nothing.
-    #[error(transparent)]
-    Reference(#[from] reference::Error),
-    /// `Never`, and it is not here, or not for these credentials.
-    #[error("component not found in cache and pull policy is 'Never' (image \"{image}\")")]
-    NotCached {
-        /// As asked for.
-        image: String,
-    },
-    /// The registry did not give it.
-    #[error("failed to pull \"{image}\"")]
-    Pull {
-        /// As asked for.
-        image: String,
-        /// The reason.
-        source: Arc<oci::Error>,
-    },
-    /// The registry did not take it.
-    #[error("failed to push \"{image}\"")]
-    Push {
-        /// As asked for.
-        image: String,
-        /// The reason.
-        source: Arc<oci::Error>,
-    },
-    /// Something else than a component.
-    #[error("pulled artifact is not a valid WebAssembly component (\"{image}\")")]
-    NotAComponent {
-        /// As asked for.
-        image: String,
-    },
-    /// `file://` is not for this host.
-    #[error("\"{}\" is refused: this host starts no files", path.display())]
-    FileRefused {
-        /// As asked for.
-        path: PathBuf,
-    },
-    /// The file cannot be read.
-    #[error("failed to read \"{}\"", path.display())]
-    File {
-        /// As asked for.
-        path: PathBuf,
-        /// The reason.
-        source: Arc<std::io::Error>,
-    },
-    /// The cache cannot be used.
-    #[error(transparent)]
-    Cache(Arc<cache::Error>),
-    /// The HTTP client cannot be set up.
-    #[error(transparent)]
-    Client(Arc<oci::Error>),
-}
-
-impl Error {
-    fn pull(image: &Image, source: oci::Error) -> Self {
-        Self::Pull {
-            image: image.to_string(),
-            source: Arc::new(source),
-        }
-    }
-
-    fn push(image: &Image, source: oci::Error) -> Self {
-        Self::Push {
-            image: image.to_string(),
-            source: Arc::new(source),
-        }
-    }
-}
-
-impl From<cache::Error> for Error {
-    fn from(error: cache::Error) -> Self {
-        Self::Cache(Arc::new(error))
-    }
-}
 
 /// Result of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -124,6 +53,7 @@ pub enum PullPolicy {
 }
 
 /// A request for an artifact.
+#[derive(Clone)]
 pub struct Fetch<'a> {
     /// `[registry/]repository[:tag][@sha256:..]`, or `file:///path` where allowed.
     pub image: &'a str,
@@ -135,23 +65,6 @@ pub struct Fetch<'a> {
     pub progress: Option<&'a (dyn Fn(Progress) + Send + Sync)>,
 }
 
-/// A component.
-#[derive(Clone, Debug)]
-pub struct Artifact {
-    /// Of `bytes`.
-    pub digest: Digest,
-    /// The component.
-    pub bytes: Bytes,
-    /// Of the manifest the image named; `None` for a file.
-    pub manifest_digest: Option<String>,
-    /// Nothing was downloaded.
-    pub from_cache: bool,
-    /// The registry should have been asked, and could not be reached.
-    pub stale: bool,
-    /// Keeps the bytes in the cache.
-    pub pin: Pin,
-}
-
 /// Artifacts of this host. Shape: cheap to clone; clones are the same.
 #[derive(Clone)]
 pub struct Artifacts {
@@ -160,6 +73,7 @@ pub struct Artifacts {
 
 struct Inner {
     store: Arc<Store>,
+    reader: Reader,
     client: Client,
     allow_file: bool,
     bytes_max: u64,
@@ -177,15 +91,6 @@ type WeakFlight = (
     watch::Receiver<Progress>,
 );
 
-/// What a pull gives to everybody who waits for it.
-#[derive(Clone)]
-struct Landed {
-    known: Known,
-    bytes: Bytes,
-    from_cache: bool,
-    stale: bool,
-}
-
 impl Artifacts {
     /// Opens the cache, creating what is missing; garbage in it is no error.
     ///
@@ -200,8 +105,10 @@ impl Artifacts {
             timeout: config.pull_timeout,
             bytes_max,
         });
+        let store = Store::open(&config.dir, config.budget_bytes, bytes_max)?;
         let inner = Inner {
-            store: Store::open(&config.dir, config.budget_bytes, bytes_max)?,
+            reader: Reader::new(store.clone(), reading::ROOM_BYTES),
+            store,
             client: client.map_err(|error| Error::Client(Arc::new(error)))?,
             allow_file: config.allow_file,
             bytes_max,
@@ -215,55 +122,67 @@ impl Artifacts {
         })
     }
 
-    /// The component an image names, by the policy.
+    /// The component an image names, by the policy: [`resolve`](Self::resolve) and [`read`](Resolved::read).
+    ///
+    /// # Errors
+    /// See [`Error`]; transient failures were tried again already.
+    pub async fn fetch(&self, request: Fetch<'_>) -> Result<Artifact> {
+        self.resolve(request).await?.read().await
+    }
+
+    /// What an image means, by the policy; what is in the cache is not read.
     ///
     /// Shape: of those who ask the same at the same time one pulls; dropping this gives up only its own
     /// part. The cleaner spares the artifact while the answer's pin lives.
     ///
     /// # Errors
     /// See [`Error`]; transient failures were tried again already.
-    pub async fn fetch(&self, request: Fetch<'_>) -> Result<Artifact> {
+    pub async fn resolve<'a>(&self, request: Fetch<'a>) -> Result<Resolved<'a>> {
         let image = match request.image.parse()? {
             Reference::File(path) => return self.inner.file(path).await,
             Reference::Image(image) => image,
         };
-        let credentials = request.credentials.filter(|given| !given.is_empty());
+        let given = request.credentials.clone();
+        let credentials = given.filter(|given| !given.is_empty());
         let inner = &self.inner;
         let who = inner.store.who(credentials.as_ref());
-        let known = inner.find(&image, &who).await;
-        if request.policy != PullPolicy::Always
-            && let Some(known) = known
-        {
-            let pin = inner.store.pin(known.layer);
-            if let Some(bytes) = inner.read(known.layer).await {
-                let landed = Landed {
-                    known,
-                    bytes,
-                    from_cache: true,
-                    stale: false,
-                };
-                return Ok(landed.artifact(pin));
+        let landed = match (inner.find(&image, &who).await, request.policy) {
+            (Some((known, Some(pin))), PullPolicy::IfNotPresent | PullPolicy::Never) => Landed {
+                known,
+                from_cache: true,
+                stale: false,
+                pin,
+            },
+            (_, PullPolicy::Never) => {
+                return Err(Error::NotCached {
+                    image: request.image.to_owned(),
+                });
             }
-        }
-        if request.policy == PullPolicy::Never {
-            return Err(Error::NotCached {
-                image: request.image.to_owned(),
-            });
-        }
-        let fallback = known.filter(|_| request.policy == PullPolicy::Always);
-        let (mut pull, mut progress) =
-            inner.board((image, who, request.policy), credentials, fallback);
-        let landed = loop {
-            tokio::select! {
-                landed = &mut pull => break landed?,
-                Ok(()) = progress.changed(), if request.progress.is_some() => {
-                    let now = *progress.borrow_and_update();
-                    request.progress.iter().for_each(|report| report(now));
+            (found, policy) => {
+                let fallback = found.filter(|_| policy == PullPolicy::Always);
+                let fallback = fallback.map(|(known, _)| known);
+                let (mut pull, mut progress) =
+                    inner.board((image, who, policy), credentials, fallback);
+                loop {
+                    tokio::select! {
+                        landed = &mut pull => break landed?,
+                        Ok(()) = progress.changed(), if request.progress.is_some() => {
+                            let now = *progress.borrow_and_update();
+                            request.progress.iter().for_each(|report| report(now));
+                        }
+                    }
                 }
             }
         };
-        let pin = inner.store.pin(landed.known.layer);
-        Ok(landed.artifact(pin))
+        Ok(Resolved {
+            digest: landed.known.layer,
+            pin: landed.pin.clone(),
+            bytes: Source::Cache {
+                artifacts: self.clone(),
+                request,
+                landed,
+            },
+        })
     }
 
     /// How full the cache is, other processes' recent changes not counted.
@@ -279,62 +198,31 @@ impl Artifacts {
     }
 }
 
-impl Landed {
-    fn artifact(self, pin: Pin) -> Artifact {
-        let Self {
-            known,
-            bytes,
-            from_cache,
-            stale,
-        } = self;
-        let manifest_digest = Some(known.manifest.to_string());
-        Artifact {
-            digest: known.layer,
-            bytes,
-            manifest_digest,
-            from_cache,
-            stale,
-            pin,
-        }
-    }
-}
-
 impl Inner {
-    async fn find(&self, image: &Image, who: &Who) -> Option<Known> {
+    /// What the image is known to mean, and a pin if its bytes are here.
+    async fn find(&self, image: &Image, who: &Who) -> Option<(Known, Option<Pin>)> {
         let (store, image, who) = (self.store.clone(), image.clone(), who.clone());
-        blocking(move || store.find(&image, &who)).await.flatten()
+        let find = move || {
+            let known = store.find(&image, &who)?;
+            Some((known, store.pin_present(known.layer)))
+        };
+        blocking(find).await.flatten()
     }
 
-    async fn read(&self, digest: Digest) -> Option<Bytes> {
-        let store = self.store.clone();
-        blocking(move || store.read(digest)).await.flatten()
-    }
-
-    async fn file(&self, path: PathBuf) -> Result<Artifact> {
+    async fn file(&self, path: PathBuf) -> Result<Resolved<'static>> {
         if !self.allow_file {
             return Err(Error::FileRefused { path });
         }
-        let max = self.bytes_max;
-        let from = path.clone();
-        let read = blocking(move || cache::read_bounded(&from, max)).await;
-        let read = read.unwrap_or_else(|| Err(std::io::Error::other("reader ended")));
-        let bytes: Bytes = match read {
-            Ok(bytes) => bytes.into(),
-            Err(source) => {
-                return Err(Error::File {
-                    path,
-                    source: Arc::new(source),
-                });
-            }
-        };
+        let read = self.reader.read_file(path.clone(), self.bytes_max).await;
+        let bytes = read.map_err(|source| Error::File {
+            path: path.clone(),
+            source: Arc::new(source),
+        })?;
         check_component(&bytes, &path.display())?;
-        Ok(Artifact {
+        Ok(Resolved {
             digest: Digest::of(&bytes),
-            bytes,
-            manifest_digest: None,
-            from_cache: false,
-            stale: false,
             pin: Pin::none(),
+            bytes: Source::Read(bytes),
         })
     }
 
@@ -389,29 +277,18 @@ impl Inner {
             .blobs
             .pass((image.registry().to_owned(), known.layer))
             .await;
-        let _pin = self.store.pin(known.layer);
-        let store = self.store.clone();
-        let asked = who.clone();
+        let (store, asked) = (self.store.clone(), who.clone());
         let here = blocking(move || {
-            let may = stale || store.may_share(known.layer, &asked);
-            may.then(|| store.read(known.layer)).flatten()
+            let before = fallback.is_some_and(|before| before.layer == known.layer);
+            let may = before || store.may_share(known.layer, &asked);
+            may.then(|| store.pin_present(known.layer)).flatten()
         });
-        let (bytes, from_cache) = match here.await.flatten() {
-            Some(bytes) => (bytes, true),
+        let (pin, from_cache) = match here.await.flatten() {
+            Some(pin) => (pin, true),
             None => {
-                let temp = self.store.temp().map_err(|error| failed(error.into()))?;
-                let file = temp.reopen().map_err(|error| failed(error.into()))?;
                 let report = |now| _ = progress.send(now);
-                let bytes = session
-                    .download(&known, file, &report)
-                    .await
-                    .map_err(failed)?;
-                check_component(&bytes, &image)?;
-                let store = self.store.clone();
-                blocking(move || store.keep(temp, known.layer))
-                    .await
-                    .transpose()?;
-                (bytes, false)
+                let pin = self.download(&mut session, &image, known, &report);
+                (pin.await?, false)
             }
         };
         if !stale {
@@ -422,10 +299,51 @@ impl Inner {
         }
         Ok(Landed {
             known,
-            bytes,
             from_cache,
             stale,
+            pin,
         })
+    }
+
+    /// From the registry into the cache, never all of it in memory.
+    async fn download(
+        &self,
+        session: &mut Session<'_>,
+        image: &Image,
+        known: Known,
+        report: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Pin> {
+        let pin = self.store.pin(known.layer);
+        let store = self.store.clone();
+        let reserved = blocking(move || store.reserve(known.size)).await.flatten();
+        let reserved = reserved.ok_or_else(|| Error::NoRoom {
+            image: image.to_string(),
+            bytes: known.size,
+            budget: self.store.budget(),
+        })?;
+        let failed = |error| Error::pull(image, error);
+        let temp = self.store.temp().map_err(|error| failed(error.into()))?;
+        let file = temp.reopen().map_err(|error| failed(error.into()))?;
+        let file = session
+            .download(&known, file, report)
+            .await
+            .map_err(failed)?;
+        let image = image.clone();
+        let keep = move || {
+            let mut head = Vec::new();
+            file.take(COMPONENT.len() as u64)
+                .read_to_end(&mut head)
+                .map_err(|error| Error::pull(&image, error.into()))?;
+            check_component(&head, &image)?;
+            Ok::<_, Error>(reserved.keep(temp, known.layer)?)
+        };
+        blocking(keep).await.transpose()?;
+        Ok(pin)
+    }
+
+    fn unreadable(&self, digest: Digest) -> Error {
+        let source = std::io::Error::other("it is gone or damaged as soon as it is there");
+        self.store.error_at(digest, source).into()
     }
 }
 
@@ -442,35 +360,4 @@ fn check_component(bytes: &[u8], image: &dyn std::fmt::Display) -> Result<()> {
 /// Runs what blocks elsewhere; `None` if it panicked or the runtime ends.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
-}
-
-/// A number of permits for each key, forgotten when nobody has or wants one.
-struct Gates<K> {
-    permits: usize,
-    gates: Mutex<HashMap<K, Weak<Semaphore>>>,
-}
-
-impl<K: Eq + Hash> Gates<K> {
-    fn new(permits: usize) -> Self {
-        Self {
-            permits,
-            gates: Mutex::default(),
-        }
-    }
-
-    /// Waits for one of the permits of `key`, and keeps it until dropped.
-    async fn pass(&self, key: K) -> Option<OwnedSemaphorePermit> {
-        let gate = {
-            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-            gates.retain(|_, gate| gate.strong_count() > 0);
-            let gate = gates.entry(key).or_default();
-            gate.upgrade().unwrap_or_else(|| {
-                let new = Arc::new(Semaphore::new(self.permits));
-                *gate = Arc::downgrade(&new);
-                new
-            })
-        };
-        // Never closed.
-        gate.acquire_owned().await.ok()
-    }
 }

@@ -9,6 +9,7 @@ mod session;
 mod upload;
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,11 +83,13 @@ pub async fn pull(
         let mut session = Session::new(&client, &image, options.credentials.clone()).await;
         let known = session.resolve(None, ATTEMPTS).await?;
         let file = tempfile::tempfile()?;
-        let bytes = session
+        let mut file = session
             .download(&known, file, &|now| progress.iter().for_each(|f| f(now)))
             .await?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
         Ok(Pulled {
-            bytes,
+            bytes: bytes.into(),
             digest: known.layer,
             manifest_digest: known.manifest,
         })

@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::State;
 use super::spec::{ComponentSpec, WorkloadSpec};
-use crate::artifact::{Fetch, Pin as ArtifactPin};
+use crate::artifact::{self, Fetch, Pin as ArtifactPin};
 use crate::drain::Drain;
 use crate::host::Shared;
 use crate::trigger::guest::Guest;
@@ -104,18 +104,29 @@ impl Actor {
             credentials: spec.credentials.clone(),
             progress: None,
         };
-        let artifact = self.shared.artifacts.fetch(fetch).await.map_err(|error| {
+        let engine = &self.shared.engine;
+        let failed = |error: artifact::Error| {
             format!(
                 "failed to pull image for component '{name}': {image}: {}",
                 report(&error)
             )
-        })?;
-        let digest = artifact.digest.to_string();
-        let engine = &self.shared.engine;
-        let compiled = engine
-            .compile(&digest, artifact.bytes)
-            .await
-            .map_err(|error| format!("component '{name}' ({image}) {error}"))?;
+        };
+        let resolved = self.shared.artifacts.resolve(fetch).await;
+        let resolved = resolved.map_err(failed)?;
+        let digest = resolved.digest.to_string();
+        let (digest, pin, compiled) = match engine.compiled(&digest) {
+            // Its bytes need not even be read.
+            Some(compiled) => (digest, resolved.pin, compiled),
+            None => {
+                let artifact = resolved.read().await.map_err(failed)?;
+                let digest = artifact.digest.to_string();
+                let compiled = engine
+                    .compile(&digest, artifact.bytes)
+                    .await
+                    .map_err(|error| format!("component '{name}' ({image}) {error}"))?;
+                (digest, artifact.pin, compiled)
+            }
+        };
         let grant = Grant {
             owner: Arc::new(Owner {
                 namespace: self.spec.namespace.clone(),
@@ -138,7 +149,7 @@ impl Actor {
             digest,
         };
         self.resolved.send_modify(|all| all.push(resolved));
-        Ok((runnable, artifact.pin))
+        Ok((runnable, pin))
     }
 
     /// Lets the world in: subscriptions first, the route last, so that a workload is reachable as a whole.

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capabilities::report;
 use futures::StreamExt;
 use http::{Response, StatusCode};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use washlet::artifact::PullPolicy::{Always, IfNotPresent, Never};
 use washlet::artifact::{Digest, Error, oci};
 
 use super::served::*;
 use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(30);
 
 async fn fails(served: &Served) -> Arc<oci::Error> {
     let dir = TempDir::new().unwrap();
@@ -186,18 +189,25 @@ async fn redirects_end() {
 #[tokio::test]
 async fn silence_and_dripping_are_no_progress() {
     let served = Served::start(|_| None).await;
-    let start = Instant::now();
-    assert!(matches!(*fails(&served).await, oci::Error::Stalled { .. }));
+    let error = timeout(DEADLINE, fails(&served)).await.unwrap();
+    assert!(matches!(*error, oci::Error::Stalled { .. }));
     assert_eq!(served.count("/manifests/"), 3);
-    assert!(start.elapsed() < Duration::from_secs(20));
 
-    let served = serving(component("app", 5_000), |_| {
-        let tick = tokio::time::interval(Duration::from_millis(20));
-        let drip = tokio_stream(tick).map(|_| Ok(Bytes::from_static(b"x")));
-        Some(stream(drip))
-    })
-    .await;
-    assert!(matches!(*fails(&served).await, oci::Error::Stalled { .. }));
+    // The second is 20 KiB within the timeout, which would take minutes for all of it.
+    for (size, drop) in [(5_000, 1), (8 << 20, 1_400)] {
+        let layer = Digest::of(b"of what never arrives");
+        let served = Served::start(move |request| {
+            if request.uri().path().contains("/manifests/") {
+                return Some(full(manifest(layer, size)));
+            }
+            let tick = tokio::time::interval(Duration::from_millis(20));
+            let drip = tokio_stream(tick).map(move |()| Ok(Bytes::from(vec![0; drop])));
+            Some(stream(drip))
+        })
+        .await;
+        let error = timeout(DEADLINE, fails(&served)).await.unwrap();
+        assert!(matches!(*error, oci::Error::Stalled { .. }), "{error:?}");
+    }
 }
 
 fn tokio_stream(tick: tokio::time::Interval) -> impl futures::Stream<Item = ()> + Send {
@@ -531,4 +541,77 @@ async fn files_are_for_hosts_that_allow_them() {
     }
     let device = fetch(&artifacts, "file:///dev/zero", IfNotPresent).await;
     assert!(matches!(device, Err(Error::File { .. })));
+}
+
+/// One megabyte of `name` each, from a registry that never sends the bytes of "stuck".
+async fn large_ones(dir: &TempDir) -> (Served, Artifacts) {
+    let blob = |name: &str| component(name, 1 << 20);
+    let served = Served::start(move |request| {
+        let path = request.uri().path();
+        let names = ["a", "b", "stuck"];
+        if let Some((_, image)) = path.split_once("/v2/")
+            && let Some((name, _)) = image.split_once("/manifests/")
+        {
+            return Some(full(manifest(Digest::of(&blob(name)), 1 << 20)));
+        }
+        let asked = |name: &&&str| path.contains(&Digest::of(&blob(name)).hex());
+        match names.iter().find(asked) {
+            Some(&"stuck") | None => None,
+            Some(name) => Some(full(blob(name))),
+        }
+    })
+    .await;
+    let mut config = config(dir.path());
+    config.budget_bytes = 3 << 19;
+    (served, open_with(config))
+}
+
+#[tokio::test]
+async fn the_disk_is_never_fuller_than_the_budget() {
+    let dir = TempDir::new().unwrap();
+    let (served, artifacts) = large_ones(&dir).await;
+    let image = |name: &str| format!("{}/{name}:1", served.address);
+    let a = fetch(&artifacts, &image("a"), IfNotPresent).await.unwrap();
+    let error = fetch(&artifacts, &image("b"), IfNotPresent)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::NoRoom { .. }), "{error:?}");
+    let text = report(&error);
+    for part in [&image("b"), "1572864 bytes", "--artifact-budget"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(served.count(&component_digest("b")), 0, "not downloaded");
+
+    // What no workload uses makes room, however fresh.
+    drop(a);
+    fetch(&artifacts, &image("b"), IfNotPresent).await.unwrap();
+    assert_eq!(artifacts.usage().bytes, 1 << 20);
+    assert!(matches!(
+        fetch(&artifacts, &image("a"), Never).await,
+        Err(Error::NotCached { .. })
+    ));
+}
+
+#[tokio::test]
+async fn downloads_at_the_same_time_share_the_budget() {
+    let dir = TempDir::new().unwrap();
+    let (served, artifacts) = large_ones(&dir).await;
+    let image = |name: &str| format!("{}/{name}:1", served.address);
+    let stuck = image("stuck");
+    let mut stuck = Box::pin(fetch(&artifacts, &stuck, IfNotPresent));
+    let asked = async {
+        while served.count(&component_digest("stuck")) == 0 {
+            assert!(futures::poll!(&mut stuck).is_pending());
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.unwrap();
+    let error = fetch(&artifacts, &image("a"), IfNotPresent).await;
+    assert!(matches!(error, Err(Error::NoRoom { .. })), "{error:?}");
+    drop(stuck);
+    fetch(&artifacts, &image("a"), IfNotPresent).await.unwrap();
+}
+
+fn component_digest(name: &str) -> String {
+    Digest::of(&component(name, 1 << 20)).to_string()
 }

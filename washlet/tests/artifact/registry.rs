@@ -10,7 +10,7 @@ use fleet::registry::{PASSWORD, Registry, USER};
 use futures::future::join_all;
 use tempfile::TempDir;
 use washlet::artifact::PullPolicy::{Always, IfNotPresent, Never};
-use washlet::artifact::{Error, Fetch, Progress, oci, pull, push};
+use washlet::artifact::{Digest, Error, Fetch, Progress, oci, pull, push};
 
 use super::*;
 
@@ -126,6 +126,12 @@ async fn a_hit_needs_no_registry() {
         assert_eq!(again.manifest_digest, first.manifest_digest);
     }
     assert_eq!(registry.requests("/v2/"), asked);
+
+    // Those who want it at the same time have the same memory.
+    let all = (0..20).map(|_| fetch(&artifacts, &image, IfNotPresent));
+    for again in join_all(all).await {
+        assert_eq!(again.unwrap().bytes.as_ptr(), first.bytes.as_ptr());
+    }
 
     registry.kill();
     for artifacts in [artifacts, open(dir.path())] {
@@ -246,8 +252,20 @@ async fn damage_in_the_cache_is_pulled_again() {
     let mut damaged = fs::read(&blob).unwrap();
     damaged[9_000] ^= 1;
     fs::write(&blob, &damaged).unwrap();
-    let again = fetch(&artifacts, &image, IfNotPresent).await.unwrap();
+    // To know what the image means it is not read: what runs already may be started again.
+    drop(artifact);
+    let request = Fetch {
+        image: &image,
+        policy: IfNotPresent,
+        credentials: None,
+        progress: None,
+    };
+    let resolved = artifacts.resolve(request).await.unwrap();
+    assert_eq!(resolved.digest, Digest::of(&bytes));
+    assert_eq!(registry.requests("\"GET /v2/app/blobs/"), 1);
+    let again = resolved.read().await.unwrap();
     assert_eq!((&again.bytes, again.from_cache), (&bytes, false));
+    drop(again);
     assert_eq!(
         fs::read_dir(dir.path().join("quarantine")).unwrap().count(),
         1

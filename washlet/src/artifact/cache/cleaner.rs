@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Store, Usage, lock, read_record, touch};
+use super::{Store, Usage, lock, read_record, touch_path};
 use crate::artifact::reference::Digest;
 
 /// The cleaner starts above this many percent of the budget.
@@ -40,8 +40,7 @@ impl Store {
     /// One pass of the cleaner.
     pub(crate) fn sweep(&self) -> Swept {
         let mut swept = Swept::default();
-        self.uses()
-            .retain(|_, used| used.pins > 0 || used.last.elapsed() < AGE_MIN);
+        self.uses().retain(|_, used| used.is_within(AGE_MIN));
         // Fresh times tell the other processes what is in use here.
         let pinned: Vec<Digest> = self
             .uses()
@@ -50,7 +49,7 @@ impl Store {
             .map(|(d, _)| *d)
             .collect();
         for digest in pinned {
-            touch(&self.blob_path(digest));
+            touch_path(&self.blob_path(digest));
         }
 
         for temp in list(&self.dir.join("tmp"), &mut swept.failed) {
@@ -59,41 +58,43 @@ impl Store {
             }
         }
 
-        let mut entries = self.entries(&mut swept.failed);
-        entries.sort_by_key(|entry| (entry.digest.is_some(), entry.file.used));
-        let mut left = usage(&entries);
+        let coming_and_going = lock(&self.promised);
+        let entries = self.entries(&mut swept.failed);
+        swept.usage = usage(&entries);
         let percent = |percent| u128::from(self.budget).saturating_mul(percent) / 100;
-        let over = u128::from(left.bytes) > percent(HIGH_WATERMARK.into());
-        for Entry { file, digest } in &entries {
-            let wanted = match digest {
-                None => file.age() > QUARANTINE_AGE_MAX,
-                Some(_) => false,
-            };
-            let needed = over && u128::from(left.bytes) > percent(LOW_WATERMARK.into());
-            if (wanted || needed) && self.evict(file, *digest, &mut swept.failed) {
-                swept.removed = swept.removed.saturating_add(1);
-                swept.removed_bytes = swept.removed_bytes.saturating_add(file.size);
-                left.bytes = left.bytes.saturating_sub(file.size);
-                left.entries = left.entries.saturating_sub(usize::from(digest.is_some()));
+        let over = u128::from(swept.usage.bytes) > percent(HIGH_WATERMARK.into());
+        for entry in &entries {
+            let old = entry.digest.is_none() && entry.file.age() > QUARANTINE_AGE_MAX;
+            let needed = over && u128::from(swept.usage.bytes) > percent(LOW_WATERMARK.into());
+            if old || needed {
+                self.evict(entry, AGE_MIN, &mut swept);
             }
         }
+        *lock(&self.usage) = swept.usage;
+        drop(coming_and_going);
         self.forget_references(&mut swept.failed);
-        *lock(&self.usage) = left;
-        swept.usage = left;
         swept
     }
 
-    /// Removes one file unless it is in use.
-    fn evict(&self, file: &Listed, digest: Option<Digest>, failed: &mut usize) -> bool {
-        let Some(digest) = digest else {
-            return remove(&file.path, failed);
-        };
+    /// Removes one file unless it is in use, or was within `age_min`.
+    pub(super) fn evict(&self, entry: &Entry, age_min: Duration, swept: &mut Swept) {
+        let Entry { file, digest } = entry;
         // Held while removing, so that a pin either prevents it or sees the file gone.
         let uses = self.uses();
-        if uses.contains_key(&digest) || file.age() < AGE_MIN {
-            return false;
+        if let Some(digest) = digest {
+            let used = uses.get(digest).is_some_and(|used| used.is_within(age_min));
+            // Another process may have used it since it was listed.
+            if used || age_of(&file.path).is_some_and(|age| age < age_min) {
+                return;
+            }
         }
-        remove(&file.path, failed)
+        if remove(&file.path, &mut swept.failed) {
+            swept.removed = swept.removed.saturating_add(1);
+            swept.removed_bytes = swept.removed_bytes.saturating_add(file.size);
+            swept.usage.bytes = swept.usage.bytes.saturating_sub(file.size);
+            let artifacts = usize::from(digest.is_some());
+            swept.usage.entries = swept.usage.entries.saturating_sub(artifacts);
+        }
     }
 
     /// Forgets references without an artifact, and the least recently used beyond the limit.
@@ -116,7 +117,7 @@ impl Store {
         }
     }
 
-    /// Artifacts, and what is in quarantine.
+    /// What is in quarantine, and artifacts, the least recently used first.
     pub(super) fn entries(&self, failed: &mut usize) -> Vec<Entry> {
         let blobs = list(&self.dir.join("blobs/sha256"), failed)
             .into_iter()
@@ -131,28 +132,35 @@ impl Store {
         let mut entries: Vec<Entry> = blobs.collect();
         let aside = list(&self.dir.join("quarantine"), failed);
         entries.extend(aside.into_iter().map(|file| Entry { digest: None, file }));
+        entries.sort_by_key(|entry| (entry.digest.is_some(), entry.file.used));
         entries
     }
 }
 
 /// A regular file of the cache.
-struct Listed {
+pub(super) struct Listed {
     path: PathBuf,
-    size: u64,
+    pub(super) size: u64,
     used: SystemTime,
 }
 
 impl Listed {
     /// Zero for what was used just now, or in the future.
-    fn age(&self) -> Duration {
+    pub(super) fn age(&self) -> Duration {
         self.used.elapsed().unwrap_or_default()
     }
 }
 
+/// As [`Listed::age`], of the file as it is now.
+fn age_of(path: &Path) -> Option<Duration> {
+    let used = fs::symlink_metadata(path).ok()?.modified().ok()?;
+    Some(used.elapsed().unwrap_or_default())
+}
+
 /// A file that counts against the budget; `digest` is `None` in quarantine.
 pub(super) struct Entry {
-    file: Listed,
-    digest: Option<Digest>,
+    pub(super) file: Listed,
+    pub(super) digest: Option<Digest>,
 }
 
 pub(super) fn usage(entries: &[Entry]) -> Usage {
@@ -187,7 +195,7 @@ fn list(dir: &Path, failed: &mut usize) -> Vec<Listed> {
                 let now = SystemTime::now();
                 if now.checked_add(CLOCK_SKEW).is_some_and(|soon| used > soon) {
                     // The clock went back since; from now on it ages as the others do.
-                    touch(&path);
+                    touch_path(&path);
                     used = now;
                 }
                 files.push(Listed { path, size, used });

@@ -182,6 +182,9 @@ fn garbage_in_the_way_is_moved_aside() {
     for name in ["blobs", "refs", "tmp", "key"] {
         fs::write(dir.path().join(name), "garbage").unwrap();
     }
+    for name in ["users", "asking"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
     let store = open(&dir, 1000);
     let digest = Digest::of(&[7; 10]);
     fs::create_dir(store.blob_path(digest)).unwrap();
@@ -233,6 +236,72 @@ fn references_without_an_artifact_are_forgotten() {
     set_age(&dir.path().join("refs").join(&names(&dir, "refs")[0]), LONG);
     store.sweep();
     assert!(names(&dir, "refs").is_empty());
+}
+
+#[test]
+fn room_is_made_of_what_was_not_used_for_longest() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir, 1000);
+    let pinned = put(&store, 1, 300, LONG);
+    let oldest = put(&store, 2, 300, Duration::from_secs(9));
+    let young = put(&store, 3, 300, Duration::ZERO);
+    let _pin = store.pin(pinned);
+    // Used a moment ago, but nobody else can.
+    drop(store.pin(oldest));
+
+    let reserved = store.reserve(200).unwrap();
+    assert!(store.present(oldest).is_none());
+    assert!(store.present(pinned).is_some() && store.present(young).is_some());
+    assert_eq!(store.usage().bytes, 600);
+    // What is promised is taken, until it is given up.
+    assert!(store.reserve(600).is_none());
+    assert!(
+        store.present(young).is_some(),
+        "nothing goes if it is not enough"
+    );
+    drop(reserved);
+    let reserved = store.reserve(600).unwrap();
+    assert!(store.present(young).is_none());
+
+    let mut file = store.temp().unwrap();
+    file.write_all(&[4; 600]).unwrap();
+    let kept = Digest::of(&[4; 600]);
+    let _pin = store.pin(kept);
+    reserved.keep(file, kept).unwrap();
+    assert_eq!(store.usage().bytes, 900);
+    assert!(store.reserve(101).is_none());
+    assert!(store.reserve(100).is_some());
+    assert!(store.reserve(1001).is_none());
+}
+
+#[test]
+fn what_another_process_may_use_is_no_room() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir, 1000);
+    let old = put(&store, 1, 400, LONG);
+    let young = put(&store, 2, 500, Duration::from_secs(9));
+    let other = open(&dir, 1000);
+    for _ in 0..2 {
+        assert!(store.reserve(600).is_none());
+    }
+    drop(other.reserve(500).unwrap());
+    assert!(store.present(old).is_none() && store.present(young).is_some());
+}
+
+#[test]
+fn what_is_used_since_it_was_listed_stays() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir, 1000);
+    let digest = put(&store, 1, 100, LONG);
+    let mut swept = Swept::default();
+    let entries = store.entries(&mut swept.failed);
+    open(&dir, 1000).present(digest).unwrap();
+    store.evict(&entries[0], AGE_MIN, &mut swept);
+    assert!(store.present(digest).is_some());
+    set_age(&store.blob_path(digest), LONG);
+    store.evict(&entries[0], AGE_MIN, &mut swept);
+    assert!(store.present(digest).is_none());
+    assert_eq!((swept.removed, swept.removed_bytes), (1, 100));
 }
 
 /// Set for the process that writes until it is killed.

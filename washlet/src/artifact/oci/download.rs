@@ -1,9 +1,8 @@
 //! From a reference to verified bytes.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::SeekFrom;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
@@ -24,8 +23,10 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 
 /// The largest manifest, in bytes.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
-/// Less than this many bytes within the timeout is no progress.
+/// Less than this many bytes within the timeout is no progress..
 const PROGRESS_BYTES: u64 = 16 << 10;
+/// .. nor is less than this part of the whole: else a large artifact might take days.
+const PROGRESS_PARTS: u64 = 256;
 /// Tries of one request when the registry is busy or unreachable.
 pub(crate) const ATTEMPTS: u32 = 3;
 
@@ -137,13 +138,13 @@ impl Session<'_> {
         self.send(request).await
     }
 
-    /// Downloads the layer into `file`, verified; goes on where it was cut off.
+    /// Downloads the layer into `file`, verified, and rewinds it; goes on where it was cut off.
     pub(crate) async fn download(
         &mut self,
         known: &Known,
         file: std::fs::File,
         progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<Bytes> {
+    ) -> Result<std::fs::File> {
         let file = tokio::fs::File::from_std(file);
         let mut download = Download {
             file,
@@ -166,14 +167,8 @@ impl Session<'_> {
             });
         }
         download.file.flush().await?;
-        let mut file = download.file.into_std().await;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = Vec::new();
-            file.seek(SeekFrom::Start(0))?;
-            file.read_to_end(&mut bytes)?;
-            Ok::<_, std::io::Error>(bytes.into())
-        });
-        Ok(read.await.map_err(std::io::Error::other)??)
+        download.file.seek(SeekFrom::Start(0)).await?;
+        Ok(download.file.into_std().await)
     }
 
     async fn try_download(
@@ -206,6 +201,7 @@ impl Session<'_> {
                 return Err(Error::Truncated { received: 0, size });
             }
         }
+        let progress_bytes = PROGRESS_BYTES.max(size / PROGRESS_PARTS);
         let mut mark = download.received;
         let mut deadline = Instant::now() + self.client.timeout;
         loop {
@@ -230,7 +226,7 @@ impl Session<'_> {
             download.file.write_all(&chunk).await?;
             download.hash.update(&chunk);
             download.received = received;
-            if received.saturating_sub(mark) >= PROGRESS_BYTES {
+            if received.saturating_sub(mark) >= progress_bytes {
                 mark = received;
                 deadline = Instant::now() + self.client.timeout;
             }
