@@ -28,7 +28,7 @@ pub mod wit;
 pub use arriving::Arriving;
 pub use compile::{CompileError, Compiled};
 pub use ctx::{Ctx, Owner};
-pub use interface::http::{TrustError, TrustRoots};
+pub use interface::http::{Outbound, TrustError, TrustRoots, Turns};
 pub use interface::messaging::SUBSCRIPTION_KEYS;
 pub use link::{Grant, LinkError};
 pub use runnable::Runnable;
@@ -67,6 +67,8 @@ pub struct Config {
     pub flat_names: bool,
     /// Whom outgoing HTTPS trusts.
     pub trust_roots: TrustRoots,
+    /// How much may go out at once.
+    pub outbound: Outbound,
 }
 
 /// Why an engine cannot be made.
@@ -92,6 +94,7 @@ pub(crate) struct Inner {
     pub(crate) plugins: Plugins,
     pub(crate) interfaces: Interfaces,
     pub(crate) instances: Arc<Semaphore>,
+    outbound: Arc<Semaphore>,
     /// What is in use by digest, whatever the cache keeps.
     live: Mutex<HashMap<String, Weak<Compiled>>>,
     compiled: moka::future::Cache<String, Arc<Compiled>>,
@@ -119,6 +122,7 @@ impl Engine {
             linker,
             plugins,
             interfaces,
+            outbound: Arc::new(Semaphore::new(config.outbound.per_host)),
             instances: Arc::new(Semaphore::new(instances as usize)),
             live: Mutex::default(),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
@@ -150,6 +154,11 @@ impl Engine {
 
     fn live(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Turns for the outgoing requests of one more workload.
+    pub fn turns(&self) -> Turns {
+        Turns::new(&self.0.config.outbound, &self.0.outbound)
     }
 
     /// Compiles `bytes`, or returns what was compiled for `digest` before; callers with one digest share one

@@ -8,7 +8,7 @@ use crate::Engine;
 use crate::allowed_hosts::AllowedHosts;
 use crate::compile::Compiled;
 use crate::ctx::Owner;
-use crate::interface::http::Egress;
+use crate::interface::http::{Egress, Turns};
 use crate::interface::messaging::MessagingHandlerPre;
 use crate::interface::{InterfaceError, Need};
 use crate::limits::MemoryBudget;
@@ -40,6 +40,8 @@ pub struct Grant {
     pub allowed_hosts: AllowedHosts,
     /// What its live instances may hold together, in bytes.
     pub memory_bytes_max: u64,
+    /// Turns for outgoing requests, shared by the components of its workload: [`Engine::turns`].
+    pub outbound: Turns,
 }
 
 /// Why a component cannot be linked.
@@ -152,6 +154,7 @@ pub(crate) async fn link(
         egress: Arc::new(Egress::new(
             grant.allowed_hosts,
             inner.config.trust_roots.clone(),
+            grant.outbound,
         )),
         memory: MemoryBudget::new(grant.memory_bytes_max),
     }))

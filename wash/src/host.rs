@@ -76,7 +76,8 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
             .with(Nats::new(data_client));
-        let options = EngineOptions::new(INSTANCES_MAX, trust_roots);
+        let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
+        options.outbound = args.http.outbound();
         let interfaces = Interfaces::default();
         let guests = guests.handle().clone();
         let washlet = Washlet::build(config, options, plugins, interfaces, guests, false)

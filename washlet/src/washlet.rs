@@ -66,6 +66,8 @@ pub struct EngineOptions {
     pub call_time_max: Duration,
     /// Whom outgoing HTTPS trusts.
     pub trust_roots: engine::TrustRoots,
+    /// How much may go out at once.
+    pub outbound: engine::Outbound,
 }
 
 impl EngineOptions {
@@ -77,6 +79,11 @@ impl EngineOptions {
             call_cpu_max: Duration::from_secs(60),
             call_time_max: Duration::from_secs(600),
             trust_roots,
+            outbound: engine::Outbound {
+                per_workload: 128,
+                per_host: 512,
+                wait: Duration::from_secs(5),
+            },
         }
     }
 }
@@ -145,6 +152,7 @@ impl Washlet {
                 compiles_in_flight: 2,
                 flat_names: config.flat_names,
                 trust_roots: options.trust_roots,
+                outbound: options.outbound,
             },
             plugins,
             interfaces,

@@ -21,17 +21,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::allowed_hosts::{AllowedHosts, Reach, address_is_reachable, bare};
 use crate::arriving::Arriving;
-
-/// Requests under way at once from one component.
-const REQUESTS_MAX: usize = 128;
-
-/// How long a request waits for its turn among them.
-const TURN_WAIT: Duration = Duration::from_secs(5);
 
 /// What a guest gets that sets no timeouts.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
@@ -100,14 +94,53 @@ pub(crate) struct Egress {
     roots: TrustRoots,
     /// By reach: one that may go to loopback, one that may not.
     clients: [OnceLock<HttpClient>; 2],
-    turns: Arc<Semaphore>,
+    turns: Turns,
+}
+
+/// How much may go out at once.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// Requests under way at once from one workload.
+    pub per_workload: usize,
+    /// Requests under way at once from this host.
+    pub per_host: usize,
+    /// How long a request waits for its turn.
+    pub wait: Duration,
+}
+
+/// The turns that the components of one workload share.
+#[derive(Clone)]
+pub struct Turns {
+    workload: Arc<Semaphore>,
+    host: Arc<Semaphore>,
+    wait: Duration,
+}
+
+impl Turns {
+    pub(crate) fn new(outbound: &Outbound, host: &Arc<Semaphore>) -> Self {
+        let workload = Arc::new(Semaphore::new(outbound.per_workload));
+        Self {
+            workload,
+            host: Arc::clone(host),
+            wait: outbound.wait,
+        }
+    }
+
+    async fn take(&self) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Error> {
+        let both = async {
+            let workload = Arc::clone(&self.workload).acquire_owned().await.ok()?;
+            let host = Arc::clone(&self.host).acquire_owned().await.ok()?;
+            Some((workload, host))
+        };
+        let both = tokio::time::timeout(self.wait, both).await.ok().flatten();
+        both.ok_or(Error::ConnectionLimitReached)
+    }
 }
 
 type HttpClient = Client<HttpsConnector<HttpConnector<Resolver>>, WasiBody>;
 
 impl Egress {
-    pub(crate) fn new(allowed: AllowedHosts, roots: TrustRoots) -> Self {
-        let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+    pub(crate) fn new(allowed: AllowedHosts, roots: TrustRoots, turns: Turns) -> Self {
         Self {
             allowed,
             roots,
@@ -161,11 +194,7 @@ impl Egress {
         {
             return Err(Error::DestinationIpProhibited);
         }
-        let turn = tokio::time::timeout(TURN_WAIT, Arc::clone(&self.turns).acquire_owned())
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or(Error::ConnectionLimitReached)?;
+        let turn = self.turns.take().await?;
         let connect = options.connect_timeout.unwrap_or(TIMEOUT_DEFAULT);
         let first_byte = options.first_byte_timeout.unwrap_or(TIMEOUT_DEFAULT);
         let between_bytes = options.between_bytes_timeout.unwrap_or(TIMEOUT_DEFAULT);

@@ -12,7 +12,7 @@ use engine::allowed_hosts::AllowedHosts;
 use engine::interface::Interfaces;
 use engine::invoke::{Error, GuestBody};
 use engine::wit::WitInterface;
-use engine::{Background, Config, Engine, Grant, Owner, Runnable, TrustRoots};
+use engine::{Background, Config, Engine, Grant, Outbound, Owner, Runnable, TrustRoots};
 use http::uri::Scheme;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -34,6 +34,11 @@ pub(crate) fn config() -> Config {
         compiles_in_flight: 2,
         flat_names: false,
         trust_roots: TrustRoots::load(true, &[]).unwrap(),
+        outbound: Outbound {
+            per_workload: 128,
+            per_host: 256,
+            wait: Duration::from_secs(5),
+        },
     }
 }
 
@@ -61,6 +66,7 @@ pub(crate) fn grant(workload: &str) -> Grant {
         environment: BTreeMap::new(),
         allowed_hosts: AllowedHosts::default(),
         memory_bytes_max: 1 << 30,
+        outbound: shared().turns(),
     }
 }
 

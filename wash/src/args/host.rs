@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use engine::Outbound;
 use subjects::HostId;
 use washlet::config::{ArtifactConfig, HttpConfig, Limits, NatsAuth, NatsConfig, TlsConfig};
 
@@ -135,6 +136,21 @@ pub(crate) struct HttpArgs {
         default_value = "webpki"
     )]
     pub(crate) http_client_trust_roots: TrustRoots,
+    /// Components' requests under way at once from this host [default: half of the files it may open,
+    /// 64 to 32768]
+    #[arg(long, env = "WASH_MAX_CONNECTIONS", value_name = "COUNT")]
+    max_connections: Option<NonZeroUsize>,
+    /// Components' requests under way at once from one workload
+    #[arg(
+        long,
+        env = "WASH_MAX_OUTBOUND_HTTP_CONNECTIONS_PER_WORKLOAD",
+        default_value = "128",
+        value_name = "COUNT"
+    )]
+    max_outbound_http_connections_per_workload: NonZeroUsize,
+    /// How long a component's request waits for its turn
+    #[arg(long, env = "WASH_HTTP_CONNECTION_WAIT", default_value = "5s", value_name = "DURATION", value_parser = duration)]
+    http_connection_wait: Duration,
 }
 
 /// Which authorities are trusted.
@@ -299,6 +315,21 @@ impl HttpArgs {
             tls,
             drain_delay,
         })
+    }
+}
+
+impl HttpArgs {
+    /// How much may go out at once.
+    pub(crate) fn outbound(&self) -> Outbound {
+        let files = || rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let derived = || files().map_or(512, |files| usize::try_from(files / 2).unwrap_or(512));
+        Outbound {
+            per_workload: self.max_outbound_http_connections_per_workload.get(),
+            per_host: self
+                .max_connections
+                .map_or_else(|| derived().clamp(64, 32_768), NonZeroUsize::get),
+            wait: self.http_connection_wait,
+        }
     }
 }
 

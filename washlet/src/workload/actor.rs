@@ -2,7 +2,7 @@
 
 use capabilities::plugin::{Ask, Settings};
 use capabilities::report;
-use engine::{Grant, Owner, Runnable};
+use engine::{Grant, Owner, Runnable, Turns};
 use futures::future::try_join_all;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -82,11 +82,9 @@ impl Actor {
     }
 
     async fn bring_up(&self, in_flight: &InFlight, messages: &Drain) -> Result<Attached, String> {
-        let pulls = self
-            .spec
-            .components
-            .iter()
-            .map(|component| self.prepare(component));
+        let turns = self.shared.engine.turns();
+        let components = self.spec.components.iter();
+        let pulls = components.map(|component| self.prepare(component, &turns));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
         let routes = self.attach(&runnables, in_flight, messages).await?;
         Ok(Attached {
@@ -96,7 +94,11 @@ impl Actor {
     }
 
     /// Image → linked component.
-    async fn prepare(&self, spec: &ComponentSpec) -> Result<(Runnable, ArtifactPin), String> {
+    async fn prepare(
+        &self,
+        spec: &ComponentSpec,
+        turns: &Turns,
+    ) -> Result<(Runnable, ArtifactPin), String> {
         let ComponentSpec { name, image, .. } = spec;
         let fetch = Fetch {
             image,
@@ -106,8 +108,9 @@ impl Actor {
         };
         let engine = &self.shared.engine;
         let failed = |error: artifact::Error| {
+            // The chain names the image.
             format!(
-                "failed to pull image for component '{name}': {image}: {}",
+                "failed to pull image for component '{name}': {}",
                 report(&error)
             )
         };
@@ -139,6 +142,7 @@ impl Actor {
             environment: spec.environment.clone(),
             allowed_hosts: spec.allowed_hosts.clone(),
             memory_bytes_max: spec.memory_bytes_max,
+            outbound: turns.clone(),
         };
         let runnable = engine
             .link(&compiled, grant)
