@@ -194,6 +194,14 @@ impl Plugins {
         self
     }
 
+    /// Whether the setting `backend` in `config` selects a plugin.
+    ///
+    /// # Errors
+    /// [`OpenError::NoSuchPlugin`] with the names there are.
+    pub fn check(&self, config: &BTreeMap<String, String>) -> Result<(), OpenError> {
+        self.select(&Settings::new(config)).map(drop)
+    }
+
     /// The plugin that the setting `backend` selects.
     ///
     /// # Errors

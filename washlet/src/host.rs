@@ -118,6 +118,8 @@ struct Inner {
 struct Entry {
     spec: Arc<WorkloadSpec>,
     stop: CancellationToken,
+    /// Starts of the same id that wait for this one to be gone.
+    waiting: CancellationToken,
     state: watch::Receiver<State>,
     resolved: watch::Receiver<Vec<Resolved>>,
     started_at: OffsetDateTime,
@@ -176,6 +178,19 @@ impl Host {
         id: WorkloadId,
         workload: wire::Workload,
     ) -> Result<wire::WorkloadStatus, StartError> {
+        // Commands for one id act in the order they came: what is being stopped has to be gone first.
+        if let Some((mut state, stopped_again)) = self.stopping(&id) {
+            let ended = state.wait_for(|state| matches!(state, State::Gone | State::Failed(_)));
+            tokio::select! {
+                biased;
+                () = stopped_again.cancelled() => {
+                    let message = "Workload was stopped while starting".to_owned();
+                    return Ok(status(&id, wire::WorkloadState::Stopping, message));
+                }
+                // Past the time, or without its task, the id is as taken as `register` finds it.
+                _ = tokio::time::timeout(self.0.shared.limits.start_reply, ended) => {}
+            }
+        }
         let (mut state, mine) = self.register(&id, workload)?;
         let settled = state.wait_for(|state| *state != State::Starting);
         let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled);
@@ -203,6 +218,13 @@ impl Host {
         Ok(status(&id, state, message))
     }
 
+    /// The state of a workload on its way out, and what a further stop cancels.
+    fn stopping(&self, id: &WorkloadId) -> Option<(watch::Receiver<State>, CancellationToken)> {
+        let table = self.table();
+        let entry = table.get(id).filter(|entry| entry.stop.is_cancelled())?;
+        Some((entry.state.clone(), entry.waiting.clone()))
+    }
+
     /// Puts a workload into the table and gives it a task. `true` when this call did.
     fn register(
         &self,
@@ -215,6 +237,7 @@ impl Host {
             memory_bytes_max: config.memory_bytes_max,
             default_allowed_hosts: &inner.default_allowed_hosts,
             interfaces: inner.shared.engine.interfaces(),
+            backends: inner.shared.engine.plugins(),
             ingress: inner.http_port.is_some(),
         };
         let spec = WorkloadSpec::new(id.clone(), workload, &terms);
@@ -247,6 +270,7 @@ impl Host {
         let entry = Entry {
             spec,
             stop: stop.clone(),
+            waiting: CancellationToken::new(),
             state: state.clone(),
             resolved,
             started_at: OffsetDateTime::now_utc(),
@@ -283,7 +307,7 @@ impl Host {
     pub async fn stop(&self, id: &WorkloadId) -> wire::WorkloadStatus {
         let (mut state, was) = {
             let mut table = self.table();
-            let Some(entry) = table.get(id) else {
+            let Some(entry) = table.get_mut(id) else {
                 return status(
                     id,
                     wire::WorkloadState::NotFound,
@@ -293,6 +317,8 @@ impl Host {
             let was = entry.state.borrow().clone();
             // Under the lock: a start that fails now sees that it was asked to go.
             entry.stop.cancel();
+            // Those that came before this stop; later ones wait anew.
+            std::mem::take(&mut entry.waiting).cancel();
             let reached = (entry.state.clone(), was.clone());
             if matches!(was, State::Failed(_) | State::Gone) {
                 table.remove(id);

@@ -345,6 +345,59 @@ async fn nonsense_is_answered() -> Result<()> {
     Ok(())
 }
 
+/// Commands for one id act in the order they came, also while a stop waits for a call in flight.
+#[tokio::test]
+async fn a_start_after_a_stop_starts_anew_and_a_further_stop_takes_it_back() -> Result<()> {
+    for stopped_again in [false, true] {
+        let (fleet, host) = serving("hostile").await?;
+        let workload = app(
+            "app",
+            &format!("{}/hostile:1", fleet.registry.address()),
+            json!({}),
+        );
+        let slow = http::get(host.http_port(), HOST, "/slow?ms=2000");
+        let commands = async {
+            http::get(host.http_port(), HOST, "/slow?ms=200").await?;
+            let again = async {
+                until(SOON, "the workload is stopping", async || {
+                    (host.status("app").await.ok()?.state == "STOPPING").then_some(())
+                })
+                .await?;
+                let stop = async {
+                    // On one connection: an answer to what was sent after the start.
+                    host.status("app").await?;
+                    match stopped_again {
+                        true => host.stop("app").await.map(drop),
+                        false => Ok(()),
+                    }
+                };
+                let (started, stopped) = tokio::join!(host.run(&workload), stop);
+                stopped.and(started)
+            };
+            let (stopped, started) = tokio::join!(host.stop("app"), again);
+            assert_eq!(stopped?.state, "STOPPING");
+            started
+        };
+        let (slow, started) = tokio::join!(slow, commands);
+        assert_eq!(slow?.body, "slow\n");
+        let (started, end) = (
+            started?,
+            if stopped_again {
+                "NOT_FOUND"
+            } else {
+                "RUNNING"
+            },
+        );
+        let said = if stopped_again { "STOPPING" } else { "RUNNING" };
+        assert_eq!(started.state, said, "{}", started.message);
+        until(SOON, "the last command holds", async || {
+            (host.status("app").await.ok()?.state == end).then_some(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 /// C11: the call in flight ends well, then nothing answers.
 #[tokio::test]
 async fn stopping_finishes_calls_in_flight() -> Result<()> {

@@ -38,6 +38,8 @@ pub struct Terms<'a> {
     pub default_allowed_hosts: &'a [String],
     /// Whether `wasi:http` and others are served.
     pub interfaces: &'a engine::interface::Interfaces,
+    /// What a host interface's `backend` may name.
+    pub backends: &'a capabilities::plugin::Plugins,
     /// Whether there is an HTTP listener.
     pub ingress: bool,
 }
@@ -214,6 +216,9 @@ fn interfaces(
             version,
             config: entry.config,
         };
+        if let Err(error) = terms.backends.check(&interface.config) {
+            return refused(format!("{path}.config.backend"), error.to_string());
+        }
         if !is_served(&interface, terms) {
             unavailable.push(interface.to_string());
         }
@@ -523,16 +528,20 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use capabilities::memory::Memory;
+    use capabilities::plugin::Plugins;
     use engine::interface::Interfaces;
     use serde_json::json;
 
     fn spec(workload: serde_json::Value) -> Result<WorkloadSpec, Error> {
         let workload = wire::Workload::decode(workload.to_string().as_bytes()).unwrap();
         let interfaces = Interfaces::default();
+        let backends = Plugins::new("memory").with(Memory::new(1 << 20));
         let terms = Terms {
             memory_bytes_max: 512 << 20,
             default_allowed_hosts: &["*".to_owned()],
             interfaces: &interfaces,
+            backends: &backends,
             ingress: true,
         };
         WorkloadSpec::new(WorkloadId::new("w").unwrap(), workload, &terms)
@@ -603,6 +612,13 @@ mod tests {
                     json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "version": "x"}),
                 ),
                 format!("{interface}.version"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"],
+                    "config": {"backend": "redis"}}),
+                ),
+                format!("{interface}.config.backend"),
             ),
             (
                 entry(
