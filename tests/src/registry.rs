@@ -111,11 +111,17 @@ impl Registry {
             "config": typed(config, "application/vnd.wasm.config.v0+json"),
             "layers": [typed(layer, "application/wasm")],
         });
-        let put = http::client()?
-            .put(format!("{base}/manifests/{tag}"))
-            .header("content-type", MANIFEST)
-            .body(manifest.to_string());
-        self.authorized(put).send().await?.error_for_status()?;
+        let client = http::client()?;
+        // A registry may not know for a moment of a blob that it has just taken.
+        wait::until(wait::SOON, "the registry takes the manifest", async || {
+            let put = client
+                .put(format!("{base}/manifests/{tag}"))
+                .header("content-type", MANIFEST)
+                .body(manifest.to_string());
+            let reply = self.authorized(put).send().await.ok()?;
+            reply.error_for_status().ok()
+        })
+        .await?;
         Ok(format!("{}/{image}", self.address()))
     }
 
