@@ -7,6 +7,10 @@ use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::{HostFutureTrailers, HostIncomingBody, HostOutgoingBody};
+use wasmtime_wasi_http::p2::types::{
+    HostIncomingRequest, HostOutgoingResponse, HostResponseOutparam,
+};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::interface::http::Outgoing;
@@ -26,6 +30,25 @@ impl Ctx {
     /// The resources of this instance.
     pub fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
+    }
+
+    /// How many resources a call has left behind; `None` when some belong to its request or its response,
+    /// which would go on beyond it.
+    pub(crate) fn kept_resources(&mut self) -> Option<usize> {
+        let mut kept = 0;
+        for resource in self.table.iter_mut() {
+            let of_the_call = resource.is::<HostIncomingRequest>()
+                || resource.is::<HostIncomingBody>()
+                || resource.is::<HostFutureTrailers>()
+                || resource.is::<HostOutgoingResponse>()
+                || resource.is::<HostOutgoingBody>()
+                || resource.is::<HostResponseOutparam>();
+            if of_the_call {
+                return None;
+            }
+            kept += 1;
+        }
+        Some(kept)
     }
 }
 

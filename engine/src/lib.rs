@@ -10,6 +10,7 @@
 //! | [`interface`] | what serves imports |
 //! | [`link`](LinkError) | [`Compiled`] → [`Runnable`] |
 //! | [`invoke`] | calling exports |
+//! | [`permits`] | what is bounded, shared fairly between workloads |
 //!
 //! Invariants: this crate knows no NATS, no listener and no registry; it spawns no task; the state of an
 //! interface lives in the closures it links, so dropping a [`Runnable`] frees its capabilities.
@@ -22,7 +23,10 @@ pub mod interface;
 pub mod invoke;
 mod limits;
 mod link;
+pub mod permits;
 mod runnable;
+mod tuning;
+mod warm;
 pub mod wit;
 
 pub use arriving::Arriving;
@@ -32,18 +36,21 @@ pub use interface::http::{Outbound, TrustError, TrustRoots, Turns};
 pub use interface::messaging::SUBSCRIPTION_KEYS;
 pub use link::{Grant, LinkError};
 pub use runnable::Runnable;
+pub use tuning::{CHECKED_MEMORY_BYTES_MAX, Layout, UnknownLayout};
+pub use warm::Reuse;
 
 use bytes::Bytes;
 use capabilities::plugin::Plugins;
 use futures::future::BoxFuture;
 use interface::Interfaces;
 use limits::Ticker;
+use permits::Permits;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use wasmtime::PoolingAllocationConfig;
 use wasmtime::component::Linker;
-use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Who finishes a guest's work that outlives its response. The engine spawns nothing itself.
 pub type Background = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
@@ -51,10 +58,15 @@ pub type Background = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 /// What an engine is told before it starts.
 #[derive(Clone)]
 pub struct Config {
-    /// The largest memory of one instance, in bytes; a component's limit may not be above it.
+    /// How memories lie in the address space; a small one gets [`Layout::Checked`] whatever stands here.
+    pub layout: Layout,
+    /// The largest memory of one instance, in bytes; a component's limit may not be above it. The layout
+    /// may allow less: [`Engine::config`] says what it came to.
     pub memory_bytes_max: u64,
-    /// How many instances may live at once.
+    /// How many instances may live at once; the machine's memory may allow fewer.
     pub instances_max: u32,
+    /// Memory of the machine, or of this process's share of it, in bytes.
+    pub machine_bytes: u64,
     /// How long a call waits for one of them.
     pub instance_wait: Duration,
     /// CPU time of one call.
@@ -93,7 +105,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) plugins: Plugins,
     pub(crate) interfaces: Interfaces,
-    pub(crate) instances: Arc<Semaphore>,
+    pub(crate) instances: Permits,
     outbound: Arc<Semaphore>,
     /// What is in use by digest, whatever the cache keeps.
     live: Mutex<HashMap<String, Weak<Compiled>>>,
@@ -101,6 +113,9 @@ pub(crate) struct Inner {
     compiling: Arc<Semaphore>,
     _ticker: Ticker,
 }
+
+/// Calls that wait for an instance.
+const CALLS_WAITING_MAX: usize = 4_096;
 
 /// How many compiled components are kept that no workload uses.
 const COMPILED_IDLE_MAX: u64 = 64;
@@ -110,9 +125,23 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error`] when the machine cannot hold even the smallest pool.
-    pub fn new(config: Config, plugins: Plugins, interfaces: Interfaces) -> Result<Self, Error> {
+    pub fn new(
+        mut config: Config,
+        plugins: Plugins,
+        interfaces: Interfaces,
+    ) -> Result<Self, Error> {
         let start = |error: wasmtime::Error| Error::Start(format!("{error:#}"));
-        let (engine, instances) = allocate(&config)?;
+        let wanted = tuning::Wanted {
+            layout: config.layout,
+            instances_max: config.instances_max,
+            memory_bytes_max: config.memory_bytes_max,
+            machine_bytes: config.machine_bytes,
+            pagemap: PoolingAllocationConfig::is_pagemap_scan_available(),
+        };
+        let (engine, pool) = wanted.allocate()?;
+        config.layout = pool.layout;
+        config.instances_max = pool.instances;
+        config.memory_bytes_max = pool.memory_bytes_max;
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(start)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(start)?;
@@ -123,7 +152,7 @@ impl Engine {
             plugins,
             interfaces,
             outbound: Arc::new(Semaphore::new(config.outbound.per_host)),
-            instances: Arc::new(Semaphore::new(instances as usize)),
+            instances: Permits::new(config.instances_max as usize, CALLS_WAITING_MAX),
             live: Mutex::default(),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
             compiling: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
@@ -197,58 +226,4 @@ impl Engine {
     ) -> Result<Runnable, LinkError> {
         link::link(self, compiled, grant).await
     }
-}
-
-/// The largest pool this machine holds; small address spaces get smaller ones, and at last none.
-fn allocate(config: &Config) -> Result<(wasmtime::Engine, u32), Error> {
-    let mut refused = String::new();
-    for instances in [
-        config.instances_max,
-        config.instances_max / 8,
-        config.instances_max / 64,
-    ] {
-        let instances = instances.max(8);
-        match wasmtime::Engine::new(&tuned(Some((instances, config.memory_bytes_max)))) {
-            Ok(engine) => {
-                tracing::debug!(instances, "instances come from a pool");
-                return Ok((engine, instances));
-            }
-            Err(error) => refused = format!("{error:#}"),
-        }
-    }
-    tracing::warn!(
-        refused,
-        "no pool of instances fits this machine; memory is allocated on demand"
-    );
-    let engine =
-        wasmtime::Engine::new(&tuned(None)).map_err(|error| Error::Start(format!("{error:#}")))?;
-    Ok((engine, config.instances_max))
-}
-
-fn tuned(pool: Option<(u32, u64)>) -> wasmtime::Config {
-    let mut tuned = wasmtime::Config::new();
-    tuned.epoch_interruption(true);
-    // Only WASI 0.2 runs on this engine, and it pays for concurrency support without using it.
-    tuned.concurrency_support(false);
-    if let Some((instances, memory_bytes_max)) = pool {
-        let mut pool = PoolingAllocationConfig::new();
-        // A component is about four core instances, with one or two memories and tables.
-        pool.total_component_instances(instances)
-            .total_core_instances(instances.saturating_mul(6))
-            .total_memories(instances.saturating_mul(2))
-            .total_tables(instances.saturating_mul(4))
-            .total_stacks(instances)
-            // What no component needs, none may have: one could take the whole pool.
-            .max_core_instances_per_component(64)
-            .max_memories_per_component(16)
-            .max_tables_per_component(64)
-            .table_elements(100_000)
-            .max_memory_size(usize::try_from(memory_bytes_max).unwrap_or(usize::MAX))
-            // Resetting dirty pages in place costs far less than giving them back and faulting them in.
-            .linear_memory_keep_resident(1 << 20)
-            .table_keep_resident(1 << 20)
-            .pagemap_scan(Enabled::Auto);
-        tuned.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    }
-    tuned
 }

@@ -89,33 +89,34 @@ impl Meter {
     }
 }
 
-/// A call whose polls are measured.
-pub(crate) struct Metered<F> {
-    call: Pin<Box<F>>,
-    meter: Arc<Meter>,
+pin_project_lite::pin_project! {
+    /// A call whose polls are measured.
+    pub(crate) struct Metered<F> {
+        #[pin]
+        call: F,
+        meter: Arc<Meter>,
+    }
 }
 
 impl<F> Metered<F> {
     pub(crate) fn new(meter: Arc<Meter>, call: F) -> Self {
-        Self {
-            call: Box::pin(call),
-            meter,
-        }
+        Self { call, meter }
     }
 }
 
 impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.meter
-            .since
-            .store(self.meter.now() + 1, Ordering::Relaxed);
-        let polled = self.call.as_mut().poll(cx);
-        self.meter
-            .spent
-            .fetch_add(self.meter.running(), Ordering::Relaxed);
-        self.meter.since.store(0, Ordering::Relaxed);
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let meter = this.meter;
+        meter.since.store(meter.now() + 1, Ordering::Relaxed);
+        let polled = this.call.poll(cx);
+        // What has ended is not asked for its time any more.
+        if polled.is_pending() {
+            meter.spent.fetch_add(meter.running(), Ordering::Relaxed);
+            meter.since.store(0, Ordering::Relaxed);
+        }
         polled
     }
 }
@@ -139,6 +140,18 @@ impl Limits {
             meter,
             call_cpu_max,
         }
+    }
+
+    /// A further call of the same instance, whose time is on `meter`.
+    pub(crate) fn begin_call(&mut self, meter: Arc<Meter>) {
+        self.meter = meter;
+        self.refused = false;
+    }
+
+    /// Whether another instance as large as this one would fit beside it.
+    pub(crate) fn has_room(&self) -> bool {
+        let used = self.budget.used.load(Ordering::Relaxed);
+        used.saturating_add(self.held) <= self.budget.bytes_max
     }
 }
 
@@ -242,12 +255,15 @@ mod tests {
     async fn waiting_is_not_computing() {
         let meter = Meter::new();
         let spin = Duration::from_millis(20);
+        let at_the_end = std::sync::Mutex::new(Duration::ZERO);
         Metered::new(Arc::clone(&meter), async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let start = Instant::now();
             while start.elapsed() < spin {}
+            *at_the_end.lock().unwrap() = meter.spent();
         })
         .await;
-        assert!(meter.spent() >= spin && meter.spent() < Duration::from_millis(200));
+        let spent = *at_the_end.lock().unwrap();
+        assert!(spent >= spin && spent < Duration::from_millis(200));
     }
 }

@@ -13,6 +13,7 @@ use crate::interface::messaging::MessagingHandlerPre;
 use crate::interface::{InterfaceError, Need};
 use crate::limits::MemoryBudget;
 use crate::runnable::{Recipe, Runnable};
+use crate::warm::{Reuse, Warm};
 use crate::wit::{WitInterface, WitName};
 
 /// Packages of WASI 0.2 that are always linked.
@@ -40,6 +41,8 @@ pub struct Grant {
     pub allowed_hosts: AllowedHosts,
     /// What its live instances may hold together, in bytes.
     pub memory_bytes_max: u64,
+    /// How its instances are used again.
+    pub reuse: Reuse,
     /// Turns for outgoing requests, shared by the components of its workload: [`Engine::turns`].
     pub outbound: Turns,
 }
@@ -144,7 +147,11 @@ pub(crate) async fn link(
         .then(|| MessagingHandlerPre::new(pre.clone()))
         .transpose()
         .map_err(mismatch)?;
+    let live = Arc::default();
     Ok(Runnable::new(Recipe {
+        share: inner.instances.share(),
+        warm_http: Warm::new(grant.reuse, &live),
+        warm_messaging: Warm::new(grant.reuse, &live),
         engine: engine.clone(),
         _compiled: Arc::clone(compiled),
         http,

@@ -1,18 +1,19 @@
 //! A linked component, and the recipe for a fresh instance of it.
 
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::WasiHttpCtx;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 
 use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
-use crate::interface::messaging::MessagingHandlerPre;
+use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::invoke::Error;
 use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
+use crate::permits::{Permit, Share};
+use crate::warm::Warm;
 use crate::{Compiled, Engine};
 
 /// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
@@ -35,6 +36,10 @@ pub(crate) struct Recipe {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) egress: Arc<Egress>,
     pub(crate) memory: MemoryBudget,
+    /// Its part of the allocator pool.
+    pub(crate) share: Share,
+    pub(crate) warm_http: Warm<Proxy>,
+    pub(crate) warm_messaging: Warm<MessagingHandler>,
 }
 
 impl Runnable {
@@ -58,15 +63,31 @@ impl Runnable {
     }
 }
 
+/// Prepares an instance that has served before for one more call, whose time is on `meter`.
+pub(crate) fn begin_call(store: &mut Store<Ctx>, meter: Arc<Meter>) {
+    store.data_mut().limits.begin_call(meter);
+    allow_call(store);
+}
+
+/// What one call may use of the host.
+fn allow_call(store: &mut Store<Ctx>) {
+    store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+    store.set_epoch_deadline(1);
+}
+
 impl Recipe {
     /// The right to one instance of the allocator pool.
-    pub(crate) async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    pub(crate) async fn permit(&self) -> Result<Permit, Error> {
+        let wait = self.engine.0.config.instance_wait;
+        self.share.take(wait).await.ok_or(Error::Busy)
+    }
+
+    /// Whether an instance may be kept for the next call: neither the pool nor the component's memory is
+    /// short.
+    pub(crate) fn is_roomy(&self, store: &Store<Ctx>) -> bool {
         let inner = &self.engine.0;
-        let permit = Arc::clone(&inner.instances).acquire_owned();
-        match tokio::time::timeout(inner.config.instance_wait, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::Busy),
-        }
+        let spare = inner.config.instances_max as usize / 4;
+        inner.instances.free() >= spare && store.data().limits.has_room()
     }
 
     /// A store whose guest's time is on `meter`.
@@ -91,9 +112,8 @@ impl Recipe {
         };
         let mut store = Store::new(&inner.engine, ctx);
         store.limiter(|ctx| &mut ctx.limits);
-        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        store.set_epoch_deadline(1);
         store.epoch_deadline_callback(epoch_passed);
+        allow_call(&mut store);
         store
     }
 

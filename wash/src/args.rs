@@ -12,7 +12,7 @@ use crate::output::{Failure, Format};
 pub(crate) mod host;
 pub(crate) mod start;
 
-pub(crate) use host::{DevArgs, HostArgs, TrustRoots};
+pub(crate) use host::{DevArgs, HostArgs, Profile, TrustRoots};
 pub(crate) use start::{Interface, ReplyArgs, StartArgs};
 
 /// The command line.

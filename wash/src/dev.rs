@@ -22,6 +22,7 @@ use washlet::host::Host;
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{DevArgs, Interface};
+use crate::guests::Guests;
 use crate::host::{runtime, signals};
 use crate::output::{self, Exit, Failure, Report};
 
@@ -45,22 +46,16 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
     let work = tempfile::tempdir().map_err(|error| failed(&error))?;
     let trust_roots = TrustRoots::load(true, &[]).map_err(|error| failed(&error))?;
     let control = runtime("control", Some(1))?;
-    let guests = runtime("guest", None)?;
+    let guests = Guests::start(args.profile, None)?;
     let outcome = control.block_on(async {
         let (mut stop, again) = signals()?;
         let plugins = Plugins::new("memory").with(Memory::new(MEMORY_BYTES_MAX));
         let config = config(&args, work.path())?;
-        let options = EngineOptions::new(64, trust_roots);
-        let guests = guests.handle().clone();
-        let washlet = Washlet::build(
-            config,
-            options,
-            plugins,
-            Interfaces::default(),
-            guests,
-            true,
-        )
-        .await;
+        let mut options = EngineOptions::new(64, trust_roots);
+        options.layout = args.profile.layout();
+        let lanes = guests.lanes();
+        let washlet =
+            Washlet::build(config, options, plugins, Interfaces::default(), lanes, true).await;
         let washlet = washlet.map_err(|error| failed(&error))?;
         let changed = Arc::new(Notify::new());
         let _watcher = watch(&file, &changed).map_err(|error| failed(&error))?;
@@ -76,7 +71,7 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
         }
         Ok(())
     });
-    guests.shutdown_timeout(Duration::from_millis(100));
+    guests.shutdown();
     control.shutdown_timeout(Duration::from_millis(100));
     outcome.map(|()| Report {
         message: "stopped".to_owned(),

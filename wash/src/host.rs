@@ -20,6 +20,7 @@ use washlet::trigger::http;
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
+use crate::guests::Guests;
 use crate::output::{self, Exit, Failure, Report};
 
 /// Threads of the control plane: few, because it computes little.
@@ -46,7 +47,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let data = args.data()?;
     let control = runtime("control", Some(CONTROL_THREADS))?;
-    let guests = runtime("guest", args.run.threads.map(usize::from))?;
+    let guests = Guests::start(args.run.profile, args.run.threads.map(usize::from))?;
     let outcome = control.block_on(async {
         let (mut signals, again) = signals()?;
         let scheduler = config.scheduler.clone();
@@ -61,7 +62,8 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             };
             // The data connection lives where guests do, away from the control plane.
             let (name, owner) = (format!("washlet-data-{id}"), waiting.clone());
-            let data = guests.spawn(async move { nats::connect(&data, &name, &owner).await });
+            let lane = guests.handle().unwrap_or(control.handle());
+            let data = lane.spawn(async move { nats::connect(&data, &name, &owner).await });
             let data = data.await.map_err(anyhow::Error::from)?.map_err(unusable)?;
             Ok::<_, Failure>(data.map(|data| (scheduler, data)))
         };
@@ -77,10 +79,11 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
             .with(Nats::new(data_client));
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
+        options.layout = args.run.profile.layout();
         options.outbound = args.http.outbound();
         let interfaces = Interfaces::default();
-        let guests = guests.handle().clone();
-        let washlet = Washlet::build(config, options, plugins, interfaces, guests, false)
+        let lanes = guests.lanes();
+        let washlet = Washlet::build(config, options, plugins, interfaces, lanes, false)
             .await
             .map_err(|error| failure(&error))?;
         let http = washlet.http_address().map(|address| address.to_string());
@@ -106,7 +109,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         }
     });
     // Whatever is still running had its time.
-    guests.shutdown_timeout(Duration::from_millis(100));
+    guests.shutdown();
     control.shutdown_timeout(Duration::from_millis(100));
     drop(state);
     outcome.map(|()| Report {

@@ -3,6 +3,7 @@
 mod args;
 mod dev;
 mod fleet;
+mod guests;
 mod host;
 mod hosts;
 mod inspect;

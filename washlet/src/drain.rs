@@ -1,11 +1,43 @@
 //! Who owns tasks, and how they end. The only place of this crate that spawns.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+/// The runtimes that tasks run on, in turns. Shape: clones are the same.
+#[derive(Clone)]
+pub struct Lanes(Arc<(Vec<Handle>, AtomicUsize)>);
+
+impl From<Handle> for Lanes {
+    fn from(runtime: Handle) -> Self {
+        Self(Arc::new((vec![runtime], AtomicUsize::new(0))))
+    }
+}
+
+impl Lanes {
+    /// `None` without a runtime.
+    pub fn new(runtimes: Vec<Handle>) -> Option<Self> {
+        (!runtimes.is_empty()).then(|| Self(Arc::new((runtimes, AtomicUsize::new(0)))))
+    }
+
+    /// The first of them.
+    pub fn first(&self) -> Option<&Handle> {
+        self.0.0.first()
+    }
+
+    fn next(&self) -> Option<&Handle> {
+        let (runtimes, turn) = &*self.0;
+        match runtimes.as_slice() {
+            [only] => Some(only),
+            _ => runtimes.get(turn.fetch_add(1, Ordering::Relaxed) % runtimes.len().max(1)),
+        }
+    }
+}
 
 /// Owns tasks: tells them to stop, waits until they have.
 ///
@@ -13,7 +45,7 @@ use tracing::Instrument;
 /// waited for on its own.
 #[derive(Clone)]
 pub struct Drain {
-    runtime: Handle,
+    lanes: Lanes,
     token: CancellationToken,
     tracker: TaskTracker,
 }
@@ -29,24 +61,19 @@ pub struct Overdue {
 }
 
 impl Drain {
-    /// Tasks run on `runtime`.
-    pub fn new(runtime: Handle) -> Self {
+    /// Tasks run on `lanes`, each on the next one.
+    pub fn new(lanes: impl Into<Lanes>) -> Self {
         Self {
-            runtime,
+            lanes: lanes.into(),
             token: CancellationToken::new(),
             tracker: TaskTracker::new(),
         }
     }
 
-    /// An owner that stops when this one does, on the same runtime.
+    /// An owner that stops when this one does, on the same runtimes.
     pub fn child(&self) -> Self {
-        self.child_on(self.runtime.clone())
-    }
-
-    /// An owner that stops when this one does, with its tasks on `runtime`.
-    pub fn child_on(&self, runtime: Handle) -> Self {
         Self {
-            runtime,
+            lanes: self.lanes.clone(),
             token: self.token.child_token(),
             tracker: TaskTracker::new(),
         }
@@ -54,8 +81,29 @@ impl Drain {
 
     /// Runs `task` until it ends by itself; it is expected to watch [`stopping`](Drain::stopping).
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        // There is always one: an owner cannot be made without.
+        if let Some(runtime) = self.lanes.next() {
+            self.spawn_on_runtime(name, task, runtime);
+        }
+    }
+
+    /// As [`spawn`](Drain::spawn), on the runtime of the task that calls.
+    pub(crate) fn spawn_here(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn_on_runtime(name, task, &Handle::current());
+    }
+
+    fn spawn_on_runtime(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        runtime: &Handle,
+    ) {
         let span = tracing::debug_span!("task", name);
-        self.tracker.spawn_on(task.instrument(span), &self.runtime);
+        self.tracker.spawn_on(task.instrument(span), runtime);
     }
 
     /// Tells every task to stop.

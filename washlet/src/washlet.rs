@@ -19,8 +19,9 @@ use tokio::sync::oneshot;
 use crate::artifact::{self, Artifacts};
 use crate::config::{Config, Limits};
 use crate::control::nats;
-use crate::drain::Drain;
+use crate::drain::{Drain, Lanes};
 use crate::host::{Host, Parts};
+use crate::node::Node;
 use crate::trigger::http::{self, Routes, Server, Timeouts};
 
 /// How often the cleaner looks at the artifact cache.
@@ -56,6 +57,8 @@ pub enum Error {
 /// What the engine is told beyond what the host is.
 #[derive(Clone)]
 pub struct EngineOptions {
+    /// How memories lie in the address space.
+    pub layout: engine::Layout,
     /// The largest memory of one instance, in bytes.
     pub memory_bytes_max: u64,
     /// How many instances may live at once.
@@ -74,6 +77,7 @@ impl EngineOptions {
     /// The usual bounds.
     pub fn new(instances_max: u32, trust_roots: engine::TrustRoots) -> Self {
         Self {
+            layout: engine::Layout::Guarded,
             memory_bytes_max: 4 << 30,
             instances_max,
             call_cpu_max: Duration::from_secs(60),
@@ -134,18 +138,21 @@ impl Washlet {
         options: EngineOptions,
         plugins: Plugins,
         interfaces: Interfaces,
-        guests: Handle,
+        guests: impl Into<Lanes>,
         any_host: bool,
     ) -> Result<Self, Error> {
         let control = Drain::new(Handle::current());
         // Not a child: workloads go on while the control loop says goodbye.
         let workloads = Drain::new(Handle::current());
+        let guests = guests.into();
         let listener = Drain::new(guests.clone());
         let guests = Drain::new(guests);
         let engine = Engine::new(
             engine::Config {
+                layout: options.layout,
                 memory_bytes_max: options.memory_bytes_max,
                 instances_max: options.instances_max,
+                machine_bytes: Node::new().sample().memory_total,
                 instance_wait: Duration::from_secs(1),
                 call_cpu_max: options.call_cpu_max,
                 call_time_max: options.call_time_max,

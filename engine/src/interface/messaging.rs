@@ -11,9 +11,9 @@ use wasmtime::component::{HasData, Linker};
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::Ctx;
 use crate::wit::{Served, WitName};
-pub(crate) use bindings::MessagingHandlerPre;
 use bindings::named_imports::wasmcloud::messaging::consumer;
 pub(crate) use bindings::wasmcloud::messaging::types::BrokerMessage;
+pub(crate) use bindings::{MessagingHandler, MessagingHandlerPre};
 
 mod bindings {
     wasmtime::component::bindgen!({

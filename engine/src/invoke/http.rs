@@ -1,7 +1,7 @@
 //! `wasi:http/incoming-handler@0.2`: the guest is polled inside the connection's task.
 //!
 //! ```text
-//! request ─► new store ─► guest future ──polled by──► http()   until the response's head is there
+//! request ─► instance  ─► guest future ──polled by──► http()   until the response's head is there
 //!                              └────────polled by──► GuestBody until the guest has returned
 //! ```
 //! Nothing is spawned on the way: a client that goes away drops the future, and with it the guest. Only a
@@ -19,9 +19,10 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme as WitScheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
@@ -30,19 +31,21 @@ use crate::Background;
 use crate::ctx::Ctx;
 use crate::interface::http::unreadable;
 use crate::limits::{Meter, Metered};
+use crate::permits::Permit;
 use crate::runnable::{Recipe, Runnable};
+use crate::warm::Live;
 
 /// Up to here, parts of a body are copied into one: it costs less than writing them one by one.
 const MERGED_BYTES_MAX: usize = 64 << 10;
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), Box<Failed>>> + Send>>;
+type Guest = Pin<Box<dyn Future<Output = Result<Returned, Box<Failed>>> + Send>>;
 type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
 /// A guest that failed. Its store is kept, because the body would look complete if the writing end went.
 struct Failed {
     error: Error,
     _store: Option<Store<Ctx>>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
 }
 
 impl From<Error> for Box<Failed> {
@@ -55,8 +58,21 @@ impl From<Error> for Box<Failed> {
     }
 }
 
+/// A guest that has returned, with its instance if that may serve again.
+struct Returned(Option<(Arc<Recipe>, Live<Proxy>)>);
+
+impl Returned {
+    /// The response is complete: the instance may serve the next call.
+    fn reuse(self) {
+        if let Some((recipe, live)) = self.0 {
+            let roomy = recipe.is_roomy(&live.store);
+            recipe.warm_http.give_back(live, roomy);
+        }
+    }
+}
+
 impl Runnable {
-    /// Answers `request` with a fresh instance.
+    /// Answers `request`.
     ///
     /// Shape: `scheme` is that of the listener. The body of the response drives the guest on; dropping it,
     /// or this future, ends the guest, unless the body was complete: then `background` finishes it.
@@ -135,17 +151,17 @@ impl Runnable {
                 };
                 match outcome {
                     None => body.guest = Some(guest),
-                    Some(Ok(())) => body.take_rest(),
+                    Some(Ok(returned)) => body.take_rest(returned),
                     Some(Err(failed)) => body.failed = Some(failed),
                 }
                 Ok(Response::from_parts(head, body))
             }
             (Some(Err(code)), _) => Err(Error::Code(format!("{code:?}"))),
             (None, Some(Err(failed))) => Err(failed.error),
-            (None, Some(Ok(()))) => Err(Error::NoResponse),
+            (None, Some(Ok(_))) => Err(Error::NoResponse),
             // The outparam was dropped: the guest is about to return, or to trap.
             (None, None) => match guest.await {
-                Ok(()) => Err(Error::NoResponse),
+                Ok(_) => Err(Error::NoResponse),
                 Err(failed) => Err(failed.error),
             },
         }
@@ -176,16 +192,26 @@ async fn run<B>(
     request: Request<B>,
     scheme: WitScheme,
     answer: oneshot::Sender<Answer>,
-) -> Result<(), Box<Failed>>
+) -> Result<Returned, Box<Failed>>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let Some(pre) = &recipe.http else {
-        return Ok(());
+        return Ok(Returned(None));
     };
-    let permit = recipe.permit().await?;
-    let mut store = recipe.store(meter);
+    let mut live = match recipe.warm_http.take(&meter) {
+        Some(live) => live,
+        None => {
+            let permit = recipe.permit().await?;
+            let mut store = recipe.store(meter);
+            match pre.instantiate_async(&mut store).await {
+                Ok(proxy) => Live::new(store, proxy, permit, recipe.warm_http.slot()),
+                Err(error) => return Err(recipe.trapped(&store, error).into()),
+            }
+        }
+    };
+    let store = &mut live.store;
     let request = request.map(|body| body.map_err(|error| unreadable(error.into())));
     let refused = |error: wasmtime::Error| Error::Request(format!("{error:#}"));
     let request = store
@@ -198,23 +224,18 @@ where
         .http()
         .new_response_outparam(answer)
         .map_err(refused)?;
-    let called = match pre.instantiate_async(&mut store).await {
-        Ok(proxy) => {
-            proxy
-                .wasi_http_incoming_handler()
-                .call_handle(&mut store, request, outparam)
-                .await
+    let handler = live.exports.wasi_http_incoming_handler();
+    match handler.call_handle(store, request, outparam).await {
+        Ok(()) => Ok(Returned(live.is_reused().then_some((recipe, live)))),
+        Err(error) => {
+            let error = recipe.trapped(&live.store, error);
+            Err(Box::new(Failed {
+                error,
+                _store: Some(live.store),
+                _permit: Some(live.permit),
+            }))
         }
-        Err(error) => Err(error),
-    };
-    called.map_err(|error| {
-        let error = recipe.trapped(&store, error);
-        Box::new(Failed {
-            error,
-            _store: Some(store),
-            _permit: Some(permit),
-        })
-    })
+    }
 }
 
 /// The body of a guest's response, which drives the guest on while it is read.
@@ -235,7 +256,7 @@ pub struct GuestBody {
 impl GuestBody {
     /// Takes what a guest that has returned left behind: usually all of the body, which then has a size and
     /// goes out in one piece.
-    fn take_rest(&mut self) {
+    fn take_rest(&mut self, returned: Returned) {
         let mut cx = Context::from_waker(Waker::noop());
         let mut size = 0;
         let is_whole = loop {
@@ -252,6 +273,10 @@ impl GuestBody {
                 Poll::Pending => break false,
             }
         };
+        // Otherwise the instance goes: with it a body that nobody will finish ends.
+        if is_whole {
+            returned.reuse();
+        }
         let is_data = |part: &Result<Frame<Bytes>, Error>| part.as_ref().is_ok_and(Frame::is_data);
         if !is_whole || !self.collected.iter().all(is_data) {
             return;
@@ -283,7 +308,10 @@ impl Body for GuestBody {
             && let Poll::Ready(ended) = guest.as_mut().poll(cx)
         {
             this.guest = None;
-            this.failed = ended.err();
+            match ended {
+                Ok(returned) => this.take_rest(returned),
+                Err(failed) => this.failed = Some(failed),
+            }
         }
         let polled = match this.collected.pop_front() {
             Some(part) => Poll::Ready(Some(part)),
@@ -336,8 +364,12 @@ impl Drop for GuestBody {
             && self.ended
         {
             (self.background)(Box::pin(async move {
-                if let Err(failed) = guest.await {
-                    tracing::warn!(error = %failed.error, "component failed after its response");
+                // Its body is complete, so its instance need not go.
+                match guest.await {
+                    Ok(returned) => returned.reuse(),
+                    Err(failed) => {
+                        tracing::warn!(error = %failed.error, "component failed after its response")
+                    }
                 }
             }));
         }

@@ -1,4 +1,4 @@
-//! `wasmcloud:messaging/handler@0.2.0`: one fresh instance for each message.
+//! `wasmcloud:messaging/handler@0.2.0`: one message, one call.
 
 use capabilities::messaging::Message;
 use std::sync::Arc;
@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::Error;
 use crate::limits::{Meter, Metered};
 use crate::runnable::Runnable;
+use crate::warm::Live;
 
 impl Runnable {
-    /// Hands `message` to a fresh instance. The inner result is the guest's own.
+    /// Hands `message` to an instance. The inner result is the guest's own.
     ///
     /// # Errors
     /// All of [`Error`] but [`Error::NoResponse`].
@@ -21,20 +22,28 @@ impl Runnable {
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
         let call = Metered::new(Arc::clone(&meter), async {
-            let _permit = recipe.permit().await?;
-            let mut store = recipe.store(meter);
-            let called = match pre.instantiate_async(&mut store).await {
-                Ok(handler) => {
-                    let handler = handler.wasmcloud_messaging_handler();
-                    handler
-                        .call_handle_message(&mut store, &message.into())
-                        .await
+            let mut live = match recipe.warm_messaging.take(&meter) {
+                Some(live) => live,
+                None => {
+                    let permit = recipe.permit().await?;
+                    let mut store = recipe.store(meter);
+                    let made = pre.instantiate_async(&mut store).await;
+                    let made = made.map_err(|error| recipe.trapped(&store, error))?;
+                    Live::new(store, made, permit, recipe.warm_messaging.slot())
                 }
-                Err(error) => Err(error),
             };
-            called.map_err(|error| recipe.trapped(&store, error))
+            let handler = live.exports.wasmcloud_messaging_handler();
+            let called = handler
+                .call_handle_message(&mut live.store, &message.into())
+                .await
+                .map_err(|error| recipe.trapped(&live.store, error))?;
+            if live.is_reused() {
+                let roomy = recipe.is_roomy(&live.store);
+                recipe.warm_messaging.give_back(live, roomy);
+            }
+            Ok(called)
         });
-        tokio::time::timeout(limit, call)
+        tokio::time::timeout(limit, Box::pin(call))
             .await
             .unwrap_or(Err(Error::Timeout(limit)))
     }

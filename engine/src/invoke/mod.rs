@@ -1,4 +1,5 @@
-//! Calling exports: each call has a fresh instance, bounded in memory, CPU time and wall time.
+//! Calling exports: each call has an instance to itself, fresh unless the component asked for reuse, bounded
+//! in memory, CPU time and wall time.
 
 mod http;
 mod messaging;

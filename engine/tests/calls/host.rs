@@ -12,7 +12,9 @@ use engine::allowed_hosts::AllowedHosts;
 use engine::interface::Interfaces;
 use engine::invoke::{Error, GuestBody};
 use engine::wit::WitInterface;
-use engine::{Background, Config, Engine, Grant, Outbound, Owner, Runnable, TrustRoots};
+use engine::{
+    Background, Config, Engine, Grant, Layout, Outbound, Owner, Reuse, Runnable, TrustRoots,
+};
 use http::uri::Scheme;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -26,8 +28,10 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| engine(config()));
 /// Limits that a call meets only if a test makes it.
 pub(crate) fn config() -> Config {
     Config {
+        layout: Layout::Guarded,
         memory_bytes_max: 64 << 20,
         instances_max: 64,
+        machine_bytes: 64 << 30,
         instance_wait: DEADLINE,
         call_cpu_max: DEADLINE,
         call_time_max: DEADLINE,
@@ -66,6 +70,7 @@ pub(crate) fn grant(workload: &str) -> Grant {
         environment: BTreeMap::new(),
         allowed_hosts: AllowedHosts::default(),
         memory_bytes_max: 1 << 30,
+        reuse: Reuse::NEVER,
         outbound: shared().turns(),
     }
 }

@@ -14,6 +14,9 @@ use crate::host::{config, get, grant, hostile, read, shared, start};
 /// The fewest instances a pool has.
 const INSTANCES: usize = 8;
 
+/// What one component may have of them.
+const SHARE: usize = 6;
+
 /// A pool that is used up soon.
 fn small() -> Config {
     Config {
@@ -104,7 +107,7 @@ async fn what_is_not_exported_is_not_called() {
 #[tokio::test]
 async fn a_call_that_finds_no_instance_waits_and_is_refused() {
     let guest = hostile(small()).await;
-    let held = (0..INSTANCES).map(|_| get(&guest, "/hold"));
+    let held = (0..SHARE).map(|_| get(&guest, "/hold"));
     let held = try_join_all(held).await.unwrap();
     let since = Instant::now();
     assert_eq!(get(&guest, "/ok").await.err(), Some(Error::Busy));
@@ -118,7 +121,7 @@ async fn a_call_that_finds_no_instance_waits_and_is_refused() {
 #[tokio::test]
 async fn dropping_a_call_before_its_head_ends_the_guest() {
     let guest = hostile(small()).await;
-    let calls = (0..INSTANCES).map(|_| get(&guest, "/slow?ms=600000"));
+    let calls = (0..SHARE).map(|_| get(&guest, "/slow?ms=600000"));
     let calls = join_all(calls);
     tokio::select! {
         biased;
@@ -126,15 +129,15 @@ async fn dropping_a_call_before_its_head_ends_the_guest() {
         // They are polled first, so that they have all instances.
         refused = get(&guest, "/ok") => assert_eq!(refused.err(), Some(Error::Busy)),
     }
-    let again = (0..INSTANCES).map(|_| get(&guest, "/hold"));
-    assert_eq!(try_join_all(again).await.unwrap().len(), INSTANCES);
+    let again = (0..SHARE).map(|_| get(&guest, "/hold"));
+    assert_eq!(try_join_all(again).await.unwrap().len(), SHARE);
 }
 
 #[tokio::test]
 async fn dropping_a_body_ends_the_guest() {
     let guest = hostile(small()).await;
     for _ in 0..3 {
-        let held = (0..INSTANCES).map(|_| get(&guest, "/hold"));
+        let held = (0..SHARE).map(|_| get(&guest, "/hold"));
         let held = try_join_all(held).await.unwrap();
         assert_eq!(get(&guest, "/ok").await.err(), Some(Error::Busy));
         drop(held);

@@ -15,3 +15,4 @@ mod keyvalue;
 mod limits;
 mod link;
 mod log;
+mod warm;

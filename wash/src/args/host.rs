@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use engine::Outbound;
+use engine::{Layout, Outbound};
 use subjects::HostId;
 use washlet::config::{ArtifactConfig, HttpConfig, Limits, NatsAuth, NatsConfig, TlsConfig};
 
@@ -191,6 +191,28 @@ pub(crate) struct ImageArgs {
     allow_file_images: bool,
 }
 
+/// What a host is tuned for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Fast, and a slow component delays nobody else
+    Standard,
+    /// Faster still: each thread keeps its connections, so a slow component delays those beside it
+    Throughput,
+    /// For little address space, and components that grow their memory in each call: an instance has
+    /// 64 MiB at most, and code that computes is slower
+    Compact,
+}
+
+impl Profile {
+    /// How memories lie in the address space.
+    pub(crate) fn layout(self) -> Layout {
+        match self {
+            Self::Standard | Self::Throughput => Layout::Guarded,
+            Self::Compact => Layout::Checked,
+        }
+    }
+}
+
 /// What workloads may do and how much.
 #[derive(Args)]
 #[command(next_help_heading = "Workloads")]
@@ -206,6 +228,15 @@ pub(crate) struct RunArgs {
     /// Use names of buckets as they are, shared between namespaces
     #[arg(long, env = "WASH_FLAT_NAMES")]
     pub(crate) flat_names: bool,
+    /// What the host is tuned for
+    #[arg(
+        long,
+        env = "WASH_PROFILE",
+        value_enum,
+        default_value = "standard",
+        value_name = "PROFILE"
+    )]
+    pub(crate) profile: Profile,
     /// Threads that run components [default: one per core]
     #[arg(long, env = "WASH_THREADS", value_name = "COUNT")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -374,6 +405,15 @@ pub(crate) struct DevArgs {
     /// The component
     #[arg(value_name = "FILE")]
     pub(crate) component: PathBuf,
+    /// What the host is tuned for
+    #[arg(
+        long,
+        env = "WASH_PROFILE",
+        value_enum,
+        default_value = "standard",
+        value_name = "PROFILE"
+    )]
+    pub(crate) profile: Profile,
     /// Serve HTTP here, whatever host name a request has
     #[arg(
         long,

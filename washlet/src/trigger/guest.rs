@@ -18,35 +18,41 @@ use crate::workload::actor::{InFlight, Token};
 
 /// A linked component behind a route.
 pub(crate) struct Guest {
-    pub(crate) target: Runnable,
-    pub(crate) in_flight: InFlight,
-    /// Owns guests that go on working after their response.
-    pub(crate) drain: Drain,
-    /// How long they may.
-    pub(crate) call_time_max: Duration,
+    target: Runnable,
+    in_flight: InFlight,
+    background: Background,
 }
 
 impl Guest {
-    /// Finishes a guest whose response is complete, as a call in flight like any other.
-    fn background(&self) -> Background {
-        let (in_flight, drain, limit) = (
-            self.in_flight.clone(),
-            self.drain.clone(),
-            self.call_time_max,
-        );
-        Arc::new(move |rest| {
-            // Taken before the body's token is dropped, so that a stop never sees none.
-            let token = in_flight.token();
-            let in_flight = in_flight.clone();
-            drain.spawn("after the response", async move {
-                let ended = in_flight.run(tokio::time::timeout(limit, rest)).await;
-                if !matches!(ended, Some(Ok(()))) {
-                    tracing::warn!("a component that worked on after its response was ended");
-                }
-                drop(token);
-            });
-        })
+    /// Shape: `drain` owns calls that go on working after their response, for `call_time_max` at most.
+    pub(crate) fn new(
+        target: Runnable,
+        in_flight: InFlight,
+        drain: Drain,
+        call_time_max: Duration,
+    ) -> Self {
+        Self {
+            target,
+            background: background(in_flight.clone(), drain, call_time_max),
+            in_flight,
+        }
     }
+}
+
+/// Finishes a guest whose response is complete, as a call in flight like any other.
+fn background(in_flight: InFlight, drain: Drain, limit: Duration) -> Background {
+    Arc::new(move |rest| {
+        // Taken before the body's token is dropped, so that a stop never sees none.
+        let token = in_flight.token();
+        let in_flight = in_flight.clone();
+        drain.spawn("after the response", async move {
+            let ended = in_flight.run(tokio::time::timeout(limit, rest)).await;
+            if !matches!(ended, Some(Ok(()))) {
+                tracing::warn!("a component that worked on after its response was ended");
+            }
+            drop(token);
+        });
+    })
 }
 
 #[async_trait]
@@ -63,7 +69,10 @@ impl Target for Guest {
         let token = self.in_flight.token();
         let called = self
             .in_flight
-            .run(self.target.http(request, &scheme, self.background()))
+            .run(
+                self.target
+                    .http(request, &scheme, Arc::clone(&self.background)),
+            )
             .await;
         match called {
             Some(Ok(response)) => Ok(response.map(|body| Counted { body, token }.boxed_unsync())),
@@ -101,10 +110,15 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        if self.token.poll_cut(cx).is_ready() {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let cut = match frame {
+            Poll::Ready(Some(_)) => self.token.is_cut(),
+            Poll::Ready(None) => false,
+            Poll::Pending => self.token.poll_cut(cx).is_ready(),
+        };
+        if cut {
             return Poll::Ready(Some(Err("the workload was stopped".into())));
         }
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
         frame.map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
     }
 

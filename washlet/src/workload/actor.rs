@@ -142,6 +142,7 @@ impl Actor {
             environment: spec.environment.clone(),
             allowed_hosts: spec.allowed_hosts.clone(),
             memory_bytes_max: spec.memory_bytes_max,
+            reuse: spec.reuse,
             outbound: turns.clone(),
         };
         let runnable = engine
@@ -178,12 +179,12 @@ impl Actor {
             );
             return Ok(None);
         };
-        let guest = Guest {
-            target: target.clone(),
-            in_flight: in_flight.clone(),
-            drain: self.shared.guests.clone(),
-            call_time_max: self.shared.engine.config().call_time_max,
-        };
+        let guest = Guest::new(
+            target.clone(),
+            in_flight.clone(),
+            self.shared.guests.clone(),
+            self.shared.engine.config().call_time_max,
+        );
         let workload = self.spec.id.as_str().into();
         let routes = &self.shared.routes;
         Ok(Some(match self.shared.any_host {
@@ -266,22 +267,33 @@ pub(crate) struct InFlight {
 /// One call in flight.
 pub(crate) struct Token {
     _counted: TaskTrackerToken,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: CancellationToken,
+    /// Made when it is first waited for: most calls never wait.
+    until_cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Token {
     /// Ready once the call is to end at once.
     pub(crate) fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.cut.as_mut().poll(cx)
+        let cut = &self.cut;
+        self.until_cut
+            .get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned()))
+            .as_mut()
+            .poll(cx)
+    }
+
+    /// Whether the call is to end at once.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
     }
 }
 
 impl InFlight {
     pub(crate) fn token(&self) -> Token {
-        let cut = Box::pin(self.cut.clone().cancelled_owned());
         Token {
             _counted: self.tracker.token(),
-            cut,
+            cut: self.cut.clone(),
+            until_cut: None,
         }
     }
 
@@ -290,8 +302,8 @@ impl InFlight {
         let _counted = self.tracker.token();
         tokio::select! {
             biased;
-            () = self.cut.cancelled() => None,
             output = call => Some(output),
+            () = self.cut.cancelled() => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The start request, checked whole: what is here can be honoured, what is not here was refused with the
 //! path of its field.
 
+use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
 use engine::wit::{WitInterface, WitName};
 use sha2::{Digest, Sha256};
@@ -15,6 +16,12 @@ use crate::trigger::http::Names;
 
 /// The annotation that the operator puts on the replicas of a deployment.
 const REPLICA_ANNOTATION: &str = "runtime.wasmcloud.dev/workload-replica-set-generation";
+
+/// Calls that a reused instance serves when the workload does not say.
+const CALLS_PER_INSTANCE_MAX: u32 = 10_000;
+
+/// How long an instance is reused.
+const INSTANCE_AGE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Memory of a component that names no limit, in MiB.
 const MEMORY_MB_DEFAULT: u64 = 256;
@@ -82,6 +89,8 @@ pub struct ComponentSpec {
     pub allowed_hosts: AllowedHosts,
     /// What its live instances may hold together, in bytes.
     pub memory_bytes_max: u64,
+    /// How its instances are used again: `poolSize`, `maxInvocations`.
+    pub reuse: Reuse,
     /// What it receives messages by, if it handles any.
     pub subscriptions: Subscriptions,
 }
@@ -337,6 +346,7 @@ fn component_spec(
     if component.image.trim().is_empty() {
         return refused(format!("{path}.image"), "is required");
     }
+    let reuse = reuse(&component);
     let resources = component.local_resources.unwrap_or_default();
     let at = |field: &str| format!("{path}.localResources.{field}");
     if resources.cpu_limit > 0 {
@@ -392,6 +402,7 @@ fn component_spec(
             password: secret.password,
         });
     Ok(ComponentSpec {
+        reuse,
         name: component.name,
         image: component.image,
         policy: match component.image_pull_policy {
@@ -406,6 +417,28 @@ fn component_spec(
         memory_bytes_max,
         subscriptions,
     })
+}
+
+/// Source: `poolSize`, `maxInvocations`, `maxConcurrency`.
+fn reuse(component: &wire::Component) -> Reuse {
+    let instances_max = match u32::try_from(component.pool_size) {
+        Ok(instances) if instances > 0 => instances,
+        _ => return Reuse::NEVER,
+    };
+    if component.max_concurrency > 1 {
+        tracing::info!(
+            component = component.name,
+            "maxConcurrency is above 1, but an instance for WASI 0.2 serves one call at a time"
+        );
+    }
+    Reuse {
+        instances_max,
+        calls_max: match u32::try_from(component.max_invocations) {
+            Ok(calls) if calls > 0 => calls,
+            _ => CALLS_PER_INSTANCE_MAX,
+        },
+        age_max: INSTANCE_AGE_MAX,
+    }
 }
 
 /// The name of the deployment that a replica belongs to.

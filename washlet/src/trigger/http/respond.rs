@@ -5,6 +5,7 @@ use super::traffic::{Call, SentBody};
 use super::{CallError, ResponseBody};
 use bytes::Bytes;
 use engine::Arriving;
+use engine::permits::{Permit, Permits};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -13,8 +14,7 @@ use hyper::body::Incoming;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -23,10 +23,9 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 pub(crate) struct Responder {
     pub(crate) routes: Routes,
     pub(crate) scheme: Scheme,
-    /// Requests at once; held until the response has been sent.
-    pub(crate) requests: Arc<Semaphore>,
-    /// Requests waiting for one of those, each for `wait` at most.
-    pub(crate) waiting: Semaphore,
+    /// Requests at once; held until the response has been sent. Shared fairly between routes.
+    pub(crate) requests: Permits,
+    /// How long a request waits for one of those.
     pub(crate) wait: Duration,
     /// How long a client may stop in the middle of a request's body.
     pub(crate) idle: Duration,
@@ -45,7 +44,7 @@ enum Refusal {
     Late,
 }
 
-type Answer = (Response<ResponseBody>, OwnedSemaphorePermit);
+type Answer = (Response<ResponseBody>, Permit);
 
 impl Responder {
     /// Answers `request`; whatever happens, the client learns the request's id.
@@ -87,7 +86,8 @@ impl Responder {
 
     async fn answer(&self, request: Request<Incoming>, id: &str) -> Result<Answer, Refusal> {
         let route = self.route(&request)?;
-        let permit = self.permit().await.ok_or(Refusal::Busy)?;
+        let share = route.share(&self.requests);
+        let permit = share.take(self.wait).await.ok_or(Refusal::Busy)?;
         let request = request.map(|body| Arriving::new(body, self.idle).boxed_unsync());
         let response = route
             .target
@@ -133,17 +133,6 @@ impl Responder {
             Found::Unknown if key.is_none() => Err(Refusal::NoHost),
             Found::Unknown => Err(Refusal::UnknownHost),
         }
-    }
-
-    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = self.requests.clone().try_acquire_owned() {
-            return Some(permit);
-        }
-        let _waiting = self.waiting.try_acquire().ok()?;
-        timeout(self.wait, self.requests.clone().acquire_owned())
-            .await
-            .ok()?
-            .ok()
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::Target;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use engine::permits::{Permits, Share};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Host names that lead to one workload: at least one, lower case, none twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +148,7 @@ pub(crate) struct Route {
     pub(crate) workload: Arc<str>,
     pub(crate) target: Arc<dyn Target>,
     draining: AtomicBool,
+    share: OnceLock<Share>,
 }
 
 /// What a lookup found.
@@ -227,7 +229,13 @@ impl Route {
             workload,
             target,
             draining: AtomicBool::new(false),
+            share: OnceLock::new(),
         })
+    }
+
+    /// Its part of the listener's `requests`.
+    pub(crate) fn share(&self, requests: &Permits) -> &Share {
+        self.share.get_or_init(|| requests.share())
     }
 }
 

@@ -7,6 +7,7 @@ use super::traffic::{Traffic, Watched};
 use crate::config::{HttpConfig, Limits};
 use crate::drain::Drain;
 use capabilities::BoxError;
+use engine::permits::Permits;
 use http::uri::Scheme;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -113,8 +114,9 @@ impl Server {
                 } else {
                     Scheme::HTTP
                 },
-                requests: Arc::new(Semaphore::new(limits.http_requests)),
-                waiting: Semaphore::new(limits.http_requests),
+                // Every connection may wait: telling a client at once to come again costs more than
+                // letting it wait, and who is told so often is not told less often for it.
+                requests: Permits::new(limits.http_requests, limits.http_connections),
                 wait: timeouts.admission,
                 idle: timeouts.idle,
                 closing: AtomicBool::new(false),
@@ -311,6 +313,7 @@ struct Tasks(Drain);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
     fn execute(&self, stream: F) {
-        self.0.spawn("http stream", stream);
+        // Beside its connection, which it speaks with.
+        self.0.spawn_here("http stream", stream);
     }
 }

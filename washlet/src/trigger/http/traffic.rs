@@ -6,6 +6,7 @@
 use super::ResponseBody;
 use bytes::Bytes;
 use capabilities::BoxError;
+use engine::permits::Permit;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use std::io;
@@ -14,7 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 /// One connection's calls and the bodies it is sending.
@@ -109,12 +109,7 @@ pub(crate) struct Call(Arc<Traffic>);
 
 impl Call {
     /// Gives the call, and the `permit` it runs with, to the body of its response.
-    pub(crate) fn send(
-        self,
-        body: ResponseBody,
-        id: Arc<str>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> SentBody {
+    pub(crate) fn send(self, body: ResponseBody, id: Arc<str>, permit: Option<Permit>) -> SentBody {
         let traffic = self.0.clone();
         let live = Live {
             body,
@@ -158,7 +153,7 @@ struct Live {
     moved: Instant,
     waker: Option<Waker>,
     _call: Call,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Permit>,
 }
 
 impl Sending {
