@@ -1,149 +1,196 @@
-//! A hello component under `wash dev` beside a bare hyper server that gives the same answer.
+//! Components that answer HTTP: on a host of a fleet, under `wasmtime serve`, and a bare server.
 
 use std::{
-    convert::Infallible,
-    env, fs,
-    net::Ipv4Addr,
-    path::Path,
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
-use fleet::{http::get, process::Process, tools, wait::SOON};
-use http_body_util::Full;
-use hyper::{Response, body::Bytes, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, runtime::Builder, task::JoinSet};
+use anyhow::{Context, Result};
+use fleet::{
+    tools,
+    washlet::{Fleet, Washlet},
+};
+use serde_json::json;
 
 use crate::{
-    Options, load,
-    report::{Figure, interleave},
+    Options,
+    report::{Bound, Row, Table, interleave},
+    server::{Contender, HELLO, Server, Turn, place, push, serve, warm},
 };
 
-const COMPONENT: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../examples/http-hello/http-hello.wasm"
-);
+pub(crate) const HYPER: &str = "raw hyper";
+const WASMTIME: &str = "wasmtime serve";
+pub(crate) const FRESH: &str = "wash host";
+const FRESH_FAST: &str = "wash host, throughput";
+const WARM: &str = "wash host, warm";
+const WARM_FAST: &str = "wash host, throughput, warm";
+const COMPACT: &str = "wash host, compact";
 
-/// What the component answers, and so the peer.
-const ANSWER: &str = "Hello from a washlet!\n";
+/// Instances of the Python component that are kept: each holds some MiB.
+const PYTHON_WARM: usize = 4;
 
-/// Any name: neither server minds.
-const HOST: &str = "hello.test";
+/// What the Python component answers.
+const PYTHON: &str = "Hello from Python!\n";
 
-/// The unit of the CPU times in `/proc`: `USER_HZ`, which has been 100 on every machine for decades.
-const TICK: Duration = Duration::from_millis(10);
-
-/// The most connections that the peer serves.
-const CONNECTIONS_MAX: usize = 1024;
-
-/// A server that is measured.
-struct Server {
-    process: Process,
-    port: u16,
-}
-
-impl Server {
-    /// Starts it, and waits until `ready` stands on standard error and it answers as it should.
-    async fn start(program: &Path, args: &[&str], ready: &str) -> Result<Self> {
-        let mut process = Process::start(program, args, &[])?;
-        let port = process
-            .wait_ready(SOON, |process| {
-                process.stderr.text().contains(ready).then_some(())?;
-                let address = process.stderr.after("http://127.0.0.1:")?;
-                address.trim().parse().ok()
-            })
-            .await?;
-        let reply = get(port, HOST, "/").await?;
-        ensure!(
-            (reply.status, reply.body.as_str()) == (200, ANSWER),
-            "answers {}: {:?}",
-            reply.status,
-            reply.body
-        );
-        Ok(Self { process, port })
-    }
-
-    /// User and system time of the process so far.
-    fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The name is in parentheses and may contain anything; the times are the 12th and 13th after it.
-        let (_, rest) = stat.rsplit_once(')').context("no name in /proc/_/stat")?;
-        let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse);
-        let ticks: Vec<u32> = ticks.collect::<Result<_, _>>()?;
-        ensure!(ticks.len() == 2, "no times in /proc/_/stat");
-        Ok(TICK * ticks.iter().sum())
-    }
-
-    /// Requests per second, and CPU time per request in microseconds.
-    async fn measure(&self, warm_up: Duration, time: Duration) -> Result<(f64, f64)> {
-        let run = async |time: Duration| {
-            let began = Instant::now();
-            load::get_all(&[self.port], HOST, "/", || began.elapsed() < time).await
-        };
-        run(warm_up).await?;
-        let before = self.cpu()?;
-        let done = run(time).await?;
-        let used = self.cpu()?.saturating_sub(before);
-        Ok((done.rate(), 1e6 / load::rate(done.requests, used)))
-    }
+/// A file of this repository.
+pub(crate) fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
 /// The row `http`.
-pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
-    let (warm_up, time) = if options.short {
-        (Duration::from_millis(100), Duration::from_millis(400))
-    } else {
-        (Duration::from_secs(1), Duration::from_secs(4))
-    };
-    let this = env::current_exe()?;
-    let peer = Server::start(&this, &["peer-hyper"], "http://").await?;
-    let args = ["dev", COMPONENT, "--http-addr", "127.0.0.1:0"];
-    let wash = Server::start(&tools::built("wash")?, &args, " serves ").await?;
-    let (wash, peer) = interleave(
-        options.rounds,
-        async |_| wash.measure(warm_up, time).await,
-        async |_| peer.measure(warm_up, time).await,
-    )
-    .await?;
-    let ((wash_rate, wash_cpu), (peer_rate, peer_cpu)) =
-        (wash.into_iter().unzip(), peer.into_iter().unzip());
-    let figure = |what, wash, peer| Figure {
-        row: "http",
-        what,
-        peer_name: "bare hyper",
-        wash,
-        peer,
-    };
-    Ok(vec![
-        figure("requests per second", wash_rate, peer_rate),
-        figure("CPU time per request in µs", wash_cpu, peer_cpu),
-    ])
+pub(crate) async fn measure(options: &Options) -> Result<Row> {
+    let mut row = Row::default();
+    if options.wasmtime.is_none() {
+        row.note("no `wasmtime serve` beside it: WASMTIME names none (`cargo xtask bench` does)");
+    }
+    let fleet = Fleet::start().await?;
+    hello(options, &fleet, &mut row).await?;
+    grow(options, &fleet, &mut row).await?;
+    match (&options.python, options.short) {
+        (Some(component), _) => python(options, &fleet, component, &mut row).await?,
+        (None, true) => {}
+        (None, false) => row.note(
+            "no Python component: BENCHES_PYTHON_COMPONENT names none (`cargo xtask bench` does)",
+        ),
+    }
+    Ok(row)
 }
 
-/// The peer: says on standard error where it listens, and serves until it is killed.
-pub(crate) fn peer() -> Result<()> {
-    // As many threads as a host has for its guests: one for each core.
-    let runtime = Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        eprintln!("http://{}", listener.local_addr()?);
-        let mut connections = JoinSet::new();
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            if connections.len() >= CONNECTIONS_MAX {
-                connections.join_next().await;
-            }
-            while connections.try_join_next().is_some() {}
-            let service = service_fn(async |_| {
-                let mut answer = Response::new(Full::new(Bytes::from_static(ANSWER.as_bytes())));
-                let plain = hyper::header::HeaderValue::from_static("text/plain");
-                answer.headers_mut().insert("content-type", plain);
-                Ok::<_, Infallible>(answer)
-            });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            connections.spawn(connection);
+/// The smallest component, 32 connections.
+async fn hello(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
+    let image = fleet.push("http-hello").await?;
+    let hyper = Server::hyper().await?;
+    let default = fleet.host(&[]).await?;
+    let fast = profiled(fleet, "throughput", row).await?;
+    let mut sides = vec![Contender::new(HYPER, hyper.place(), "hello.test", HELLO).await?];
+    let wasmtime = wasmtime(options, "examples/http-hello/http-hello.wasm").await?;
+    if let Some(server) = &wasmtime {
+        sides.push(Contender::new(WASMTIME, server.place(), "hello.test", HELLO).await?);
+    }
+    let hosts = [
+        (Some(&default), FRESH, WARM),
+        (fast.as_ref(), FRESH_FAST, WARM_FAST),
+    ];
+    for (host, fresh, kept) in hosts {
+        let Some(host) = host else { continue };
+        for (name, id, fields) in [(fresh, "fresh", json!({})), (kept, "warm", warm())] {
+            let address = serve(host, id, &image, fields).await?;
+            sides.push(Contender::new(name, place(host), &address, HELLO).await?);
         }
+    }
+    let (rates, cpu) = tables(options, &sides, "hello, 32 connections").await?;
+    let rates = rates.peer(WASMTIME).peer(HYPER);
+    let targets = [(FRESH, 3.3, 0.44), (FRESH_FAST, 3.8, 0.52)];
+    let targets = targets
+        .into_iter()
+        .chain([(WARM, 5.0, 0.66), (WARM_FAST, 5.5, 0.72)]);
+    let rates = targets.fold(rates, |rates, (side, of_wasmtime, of_hyper)| {
+        rates
+            .hope_over(side, WASMTIME, Bound::AtLeast(of_wasmtime))
+            .hope_over(side, HYPER, Bound::AtLeast(of_hyper))
+    });
+    row.push(rates);
+    let targets = [
+        (FRESH, 22.0),
+        (FRESH_FAST, 19.0),
+        (WARM, 12.0),
+        (WARM_FAST, 11.0),
+    ];
+    let cpu = cpu.peer(HYPER);
+    row.push(
+        targets
+            .into_iter()
+            .fold(cpu, |cpu, (side, most)| cpu.hope(side, Bound::AtMost(most))),
+    );
+    Ok(())
+}
+
+/// A component that grows its memory by 64 KiB in each request.
+async fn grow(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
+    const ANSWER: &str = "grown\n";
+    let image = fleet.push("grow").await?;
+    let default = fleet.host(&[]).await?;
+    let compact = profiled(fleet, "compact", row).await?;
+    let mut sides = Vec::new();
+    let wasmtime = wasmtime(options, "tests/components/wasm/grow.wasm").await?;
+    if let Some(server) = &wasmtime {
+        sides.push(Contender::new(WASMTIME, server.place(), "grow.test", ANSWER).await?);
+    }
+    for (name, host) in [(FRESH, Some(&default)), (COMPACT, compact.as_ref())] {
+        let Some(host) = host else { continue };
+        let address = serve(host, "grow", &image, json!({})).await?;
+        sides.push(Contender::new(name, place(host), &address, ANSWER).await?);
+    }
+    let (rates, cpu) = tables(options, &sides, "64 KiB more memory, 32 connections").await?;
+    row.push(
+        rates
+            .peer(WASMTIME)
+            .hope_over(FRESH, WASMTIME, Bound::AtLeast(2.5))
+            .hope_over(COMPACT, WASMTIME, Bound::AtLeast(5.0)),
+    );
+    row.push(cpu);
+    Ok(())
+}
+
+/// A component with an interpreter in it: warm beside fresh under `wasmtime serve`.
+async fn python(options: &Options, fleet: &Fleet, component: &Path, row: &mut Row) -> Result<()> {
+    let image = push(fleet, "python", component).await?;
+    let host = fleet.host(&[]).await?;
+    let mut sides = Vec::new();
+    let wasmtime = match &options.wasmtime {
+        Some(wasmtime) => Some(Server::wasmtime(wasmtime, component).await?),
+        None => None,
+    };
+    if let Some(server) = &wasmtime {
+        sides.push(Contender::new(WASMTIME, server.place(), "python.test", PYTHON).await?);
+    }
+    let fields = json!({ "poolSize": PYTHON_WARM });
+    let address = serve(&host, "python", &image, fields).await?;
+    sides.push(Contender::new(WARM, place(&host), &address, PYTHON).await?);
+    let (rates, cpu) = tables(options, &sides, "Python, 32 connections").await?;
+    row.push(
+        rates
+            .peer(WASMTIME)
+            .hope_over(WARM, WASMTIME, Bound::AtLeast(90.0)),
+    );
+    row.push(cpu);
+    Ok(())
+}
+
+/// A host with a profile, if `wash` knows any.
+async fn profiled(fleet: &Fleet, profile: &str, row: &mut Row) -> Result<Option<Washlet>> {
+    let help = Command::new(tools::built("wash")?)
+        .args(["host", "--help"])
+        .output()?;
+    if !String::from_utf8_lossy(&help.stdout).contains("--profile") {
+        row.note(format!("this `wash host` has no --profile {profile}"));
+        return Ok(None);
+    }
+    fleet.host(&["--profile", profile]).await.map(Some)
+}
+
+/// `wasmtime serve` with a component of this repository, if there is one.
+async fn wasmtime(options: &Options, component: &str) -> Result<Option<Server>> {
+    let Some(wasmtime) = &options.wasmtime else {
+        return Ok(None);
+    };
+    let server = Server::wasmtime(wasmtime, &file(component)).await;
+    server.context("failed to start `wasmtime serve`").map(Some)
+}
+
+/// Rates and CPU times of `sides`.
+async fn tables(options: &Options, sides: &[Contender], what: &str) -> Result<(Table, Table)> {
+    let turn = Turn::new(options.short);
+    let figures = interleave(options.rounds, sides, async |_, side: &Contender| {
+        side.measure(turn).await
     })
+    .await?;
+    let mut rates = Table::new("http", format!("requests per second, {what}"));
+    let mut cpu = Table::new("http", format!("CPU time per request in µs, {what}"));
+    for (side, rounds) in sides.iter().zip(figures) {
+        let (rate, time) = rounds.into_iter().unzip();
+        rates = rates.side(side.name, rate);
+        cpu = cpu.side(side.name, time);
+    }
+    Ok((rates, cpu))
 }

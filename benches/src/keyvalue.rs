@@ -1,6 +1,7 @@
-//! Callers that add one to one key: through a component on two hosts, and bare.
+//! Key-value through components beside `async-nats`: one key that everybody adds to, and keys that
+//! are read and written.
 
-use std::{cell::Cell, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, kv};
@@ -15,64 +16,84 @@ use tokio::time::timeout;
 
 use crate::{
     Options, load,
-    load::{CALLERS, ROUND_MAX},
-    report::{Figure, interleave},
+    load::{CALLERS, ROUND_MAX, Tickets},
+    proc,
+    report::{Row, Table, interleave},
 };
 
 const HOST: &str = "counter.test";
+const COUNTING: &str = "wash host";
+const BARE: &str = "async-nats";
+
+/// What is written and read.
+const VALUE: &str = "a value of a few bytes, as many are";
+
+/// Who is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    Hosts,
+    Client,
+}
+
+/// Both, in the order of the tables.
+const BOTH: [(&str, Through); 2] = [(COUNTING, Through::Hosts), (BARE, Through::Client)];
 
 /// The row `keyvalue`.
-pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
+pub(crate) async fn measure(options: &Options) -> Result<Row> {
+    let mut row = Row::default();
     let fleet = Fleet::start().await?;
+    additions(options, &fleet, &mut row).await?;
+    single(options, &fleet, &mut row).await?;
+    Ok(row)
+}
+
+async fn store(fleet: &Fleet, bucket: &str) -> Result<kv::Store> {
+    let config = kv::Config {
+        bucket: bucket.to_owned(),
+        history: 1,
+        ..Default::default()
+    };
+    let context = jetstream::new(fleet.nats.client().await?);
+    Ok(context.create_key_value(config).await?)
+}
+
+/// Callers that add one to one key: through a component on two hosts, and bare.
+async fn additions(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
     let image = fleet.push("http-counter").await?;
     let workload = Workload::new("counter")
         .component("counter", &image, json!({}))
         .interface("wasi:keyvalue/store,atomics@0.2.0-draft", &[])
         .http(HOST);
     let host = async || {
-        let host = fleet.host(&["--log-level", "warn"]).await?;
+        let host = fleet.host(&[]).await?;
         host.run_well(&workload).await?;
         anyhow::Ok(host)
     };
     let hosts = [host().await?, host().await?];
-    let store = jetstream::new(fleet.nats.client().await?)
-        .create_key_value(kv::Config {
-            bucket: "bare".to_owned(),
-            history: 1,
-            ..Default::default()
-        })
-        .await?;
-    let (wash, peer) = interleave(
-        options.rounds,
-        async |round| through_hosts(&hosts, &format!("key-{round}"), options.total).await,
-        async |round| bare(&store, &format!("key-{round}"), options.total).await,
-    )
+    let store = store(fleet, "bare").await?;
+    let figures = interleave(options.rounds, &BOTH, async |round, (_, through)| {
+        let key = format!("key-{round}");
+        match through {
+            Through::Hosts => through_hosts(&hosts, &key, options.total).await,
+            Through::Client => compare_and_swap(&store, &key, options.total).await,
+        }
+    })
     .await?;
-    Ok(vec![Figure {
-        row: "keyvalue",
-        what: "additions per second",
-        peer_name: "bare compare-and-swap",
-        wash,
-        peer,
-    }])
-}
-
-/// One for each addition that is still to be begun.
-struct Tickets(Cell<u64>);
-
-impl Tickets {
-    fn take(&self) -> bool {
-        let left = self.0.get();
-        self.0.set(left.saturating_sub(1));
-        left > 0
-    }
+    let table = Table::new("keyvalue", "additions to one key per second, 32 callers");
+    let sides = BOTH.iter().zip(figures);
+    let table = sides.fold(table, |table, ((name, _), rounds)| {
+        table.side(*name, rounds)
+    });
+    row.push(table.peer(BARE));
+    Ok(())
 }
 
 /// Half of the callers on each host; gives additions per second.
 async fn through_hosts(hosts: &[Washlet], key: &str, total: u64) -> Result<f64> {
     let ports: Vec<u16> = hosts.iter().map(Washlet::http_port).collect();
-    let tickets = Tickets(Cell::new(total));
-    let done = load::get_all(&ports, HOST, &format!("/{key}"), || tickets.take()).await?;
+    let tickets = Tickets::new(total);
+    let request = load::get(HOST, &format!("/{key}"));
+    let done = load::drive(&ports, || tickets.take().then_some(request.as_slice())).await?;
     for port in ports {
         let reply = get(port, HOST, &format!("/{key}?read")).await?;
         exact(reply.body.trim(), total)?;
@@ -81,23 +102,29 @@ async fn through_hosts(hosts: &[Washlet], key: &str, total: u64) -> Result<f64> 
 }
 
 /// All callers on one connection, as NATS clients are meant to be used; gives additions per second.
-async fn bare(store: &kv::Store, key: &str, total: u64) -> Result<f64> {
+async fn compare_and_swap(store: &kv::Store, key: &str, total: u64) -> Result<f64> {
     store.create(key, "0".into()).await?;
-    let tickets = Tickets(Cell::new(total));
+    let rate = client(total, async |_| add(store, key).await).await?;
+    let sum = store.get(key).await?.context("the key is gone")?;
+    exact(std::str::from_utf8(&sum)?, total)?;
+    Ok(rate)
+}
+
+/// Lets callers do `call` until that was done `total` times; gives calls per second.
+async fn client(total: u64, call: impl AsyncFn(usize) -> Result<()>) -> Result<f64> {
+    let tickets = Tickets::new(total);
     let began = Instant::now();
-    let callers = (0..CALLERS).map(async |_| {
+    let (tickets, call) = (&tickets, &call);
+    let callers = (0..CALLERS).map(async |caller| {
         while tickets.take() {
-            add(store, key).await?;
+            call(caller).await?;
         }
         anyhow::Ok(())
     });
     timeout(ROUND_MAX, try_join_all(callers))
         .await
         .with_context(|| format!("a round took longer than {ROUND_MAX:?}"))??;
-    let took = began.elapsed();
-    let sum = store.get(key).await?.context("the key is gone")?;
-    exact(std::str::from_utf8(&sum)?, total)?;
-    Ok(load::rate(total, took))
+    Ok(load::rate(total, began.elapsed()))
 }
 
 /// Reads and writes until nobody came between; who fails, fails because another got on.
@@ -119,5 +146,66 @@ fn exact(sum: &str, total: u64) -> Result<()> {
         sum.parse() == Ok(total),
         "{total} additions gave the sum \"{sum}\""
     );
+    Ok(())
+}
+
+/// Reads and writes, each caller of a key of its own.
+async fn single(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
+    let image = fleet.push("kv").await?;
+    let host = fleet.host(&[]).await?;
+    let workload = Workload::new("kv")
+        .component("kv", &image, json!({}))
+        .interface("wasi:keyvalue/store,atomics,batch@0.2.0-draft", &[])
+        .http("kv.test");
+    host.run_well(&workload).await?;
+    let store = store(fleet, "single").await?;
+    let path = |caller| format!("/single/key-{caller}");
+    let puts: Vec<_> = (0..CALLERS)
+        .map(|caller| load::put("kv.test", &path(caller), VALUE))
+        .collect();
+    let gets: Vec<_> = (0..CALLERS)
+        .map(|caller| load::get("kv.test", &path(caller)))
+        .collect();
+    // Writes first, so that there is something to read.
+    for (what, requests, is_set) in [("writes", &puts, true), ("reads", &gets, false)] {
+        let total = options.total / 2;
+        let figures = interleave(options.rounds, &BOTH, async |_, (_, through)| {
+            if *through == Through::Client {
+                let rate = client(total, async |caller| {
+                    let key = format!("key-{caller}");
+                    if is_set {
+                        store.put(key, VALUE.into()).await?;
+                    } else {
+                        store.get(key).await?.context("the key is gone")?;
+                    }
+                    Ok(())
+                });
+                return Ok((rate.await?, None));
+            }
+            let (tickets, turn) = (Tickets::new(total), std::cell::Cell::new(0));
+            let next = || {
+                let place = turn.replace(turn.get() + 1) % requests.len();
+                let request = requests.get(place)?;
+                tickets.take().then_some(request.as_slice())
+            };
+            let before = proc::cpu(host.pid())?;
+            let rate = load::drive(&[host.http_port()], next).await?.rate();
+            let used = proc::cpu(host.pid())?.saturating_sub(before);
+            Ok((rate, Some(used.as_secs_f64() * 1e6 / load::real(total))))
+        })
+        .await?;
+        let mut table = Table::new("keyvalue", format!("{what} per second, 32 callers"));
+        let mut cpu = Table::new("keyvalue", format!("CPU time of {what} in µs each"));
+        for ((name, _), rounds) in BOTH.iter().zip(figures) {
+            let (rates, times): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+            let times: Vec<f64> = times.into_iter().flatten().collect();
+            table = table.side(*name, rates);
+            if !times.is_empty() {
+                cpu = cpu.side(*name, times);
+            }
+        }
+        row.push(table.peer(BARE));
+        row.push(cpu);
+    }
     Ok(())
 }

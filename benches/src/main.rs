@@ -1,12 +1,18 @@
-//! Measurements of `wash` beside peers that do the same work without WebAssembly.
+//! Measurements of `wash` beside peers that do the same work.
 //!
 //! | module | what it measures or does |
 //! |---|---|
-//! | [`http`] | a hello component beside a bare hyper server |
-//! | [`keyvalue`] | counting through two hosts beside a bare compare-and-swap loop |
-//! | [`starts`] | starting workloads beside bare NATS requests |
+//! | [`http`] | components on a host, under `wasmtime serve`, and a bare hyper server |
+//! | [`latency`] | answers at half of the rate that the host can bear |
+//! | [`overload`] | four times as much as the host can take |
+//! | [`starts`] | starting workloads beside bare NATS requests; the first start of an image |
+//! | [`density`] | an idle host, and hosts with up to 10,000 workloads |
+//! | [`keyvalue`] | key-value through components beside `async-nats` |
+//! | [`messaging`] | messages sent back beside `async-nats` |
+//! | [`server`] | the HTTP servers that are measured |
 //! | [`load`] | the HTTP load |
-//! | [`report`] | rounds, medians, spreads, the table and the JSON |
+//! | [`proc`] | CPU time and memory of a process |
+//! | [`report`] | rounds, medians, spreads, the tables and the JSON |
 //!
 //! Nothing here asserts a time; what is asserted is that the work was done.
 
@@ -25,25 +31,44 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+mod density;
 mod http;
 mod keyvalue;
+mod latency;
 mod load;
+mod messaging;
+mod overload;
+mod proc;
 mod report;
+mod server;
 mod starts;
 
 const USAGE: &str = "\
-Usage: benches [http|keyvalue|starts].. [OPTIONS]
+Usage: benches [ROW].. [OPTIONS]
 
-  --short       a few seconds in all: shows that it works, not how fast
-  --rounds N    how often each side is measured, 3..=99 [default: 3]
-  --total N     how many additions a round of `keyvalue` makes [default: 20000; 1000 with --short]
+Rows: http, latency, overload, starts, density, keyvalue, messaging
+
+  --short       shows that it works, not how fast
+  --rounds N    how often each side is measured, 3..=99 [default: 5; 3 with --short]
+  --total N     requests of a round of `keyvalue` and `messaging` [default: 20000; 1000 with --short]
   --json FILE   also writes the figures of every round to FILE
+
+WASMTIME names the binary of `wasmtime serve`, BENCHES_PYTHON_COMPONENT a component with Python in
+it; without them their rows are left out. `cargo xtask bench` sets both.
 ";
 
 /// What can be measured.
-const ROWS: [&str; 3] = ["http", "keyvalue", "starts"];
+const ROWS: [&str; 7] = [
+    "http",
+    "latency",
+    "overload",
+    "starts",
+    "density",
+    "keyvalue",
+    "messaging",
+];
 
-/// How much is measured.
+/// How much is measured, and with what.
 #[derive(Debug)]
 struct Options {
     rows: Vec<String>,
@@ -51,12 +76,17 @@ struct Options {
     rounds: usize,
     total: u64,
     json: Option<PathBuf>,
+    /// The binary of `wasmtime serve`.
+    wasmtime: Option<PathBuf>,
+    /// A component with an interpreter in it.
+    python: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let outcome = match args.first().map(String::as_str) {
-        Some("peer-hyper") => http::peer(),
+        Some("peer-hyper") => server::hyper(),
+        Some("peer-echo") => messaging::echo(args.get(1).map_or("", String::as_str)),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
             Ok(())
@@ -101,29 +131,46 @@ async fn all(options: &Options) -> Result<()> {
     if cfg!(debug_assertions) {
         println!("This is an unoptimised build: its figures say nothing about a release.\n");
     }
-    let mut figures = Vec::new();
-    for row in &options.rows {
-        let measured = match row.as_str() {
+    let mut rows = Vec::new();
+    for name in &options.rows {
+        let measured = match name.as_str() {
             "http" => http::measure(options).await,
+            "latency" => latency::measure(options).await,
+            "overload" => overload::measure(options).await,
+            "starts" => starts::measure(options).await,
+            "density" => density::measure(options).await,
             "keyvalue" => keyvalue::measure(options).await,
-            _ => starts::measure(options).await,
+            _ => messaging::measure(options).await,
         };
-        let measured = measured.with_context(|| format!("failed to measure \"{row}\""))?;
-        for figure in &measured {
-            println!("{figure}");
+        let row = measured.with_context(|| format!("failed to measure \"{name}\""))?;
+        for table in &row.tables {
+            println!("{table}");
         }
-        figures.extend(measured);
+        for note in &row.notes {
+            println!("{name}: {note}");
+        }
+        println!();
+        rows.push((name.clone(), row));
     }
     if let Some(file) = &options.json {
-        let json = report::json(options.rounds, &figures);
+        let json = report::json(options.rounds, &rows);
         fs::write(file, format!("{json:#}\n"))
             .with_context(|| format!("failed to write \"{}\"", file.display()))?;
     }
     Ok(())
 }
 
+/// A file that a variable names.
+fn named(variable: &str) -> Result<Option<PathBuf>> {
+    let file = env::var_os(variable).map(PathBuf::from);
+    if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
+        bail!("\"{}\", named by {variable}, is not a file", file.display());
+    }
+    Ok(file)
+}
+
 fn parse(args: &[String]) -> Result<Options> {
-    let (mut rows, mut short, mut rounds) = (Vec::new(), false, 3);
+    let (mut rows, mut short, mut rounds) = (Vec::new(), false, None);
     let (mut total, mut json) = (None, None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -133,13 +180,15 @@ fn parse(args: &[String]) -> Result<Options> {
         };
         match arg.as_str() {
             "--short" => short = true,
-            "--rounds" => rounds = number(arg, value()?, 99)?,
+            "--rounds" => rounds = Some(number(arg, value()?, 99)?),
             "--total" => total = Some(number(arg, value()?, 100_000_000)?),
             "--json" => json = Some(PathBuf::from(value()?)),
+            "blob" => bail!("there is no blobstore yet, so there is nothing of it to measure"),
             row if ROWS.contains(&row) => rows.push(row.to_owned()),
             other => bail!("there is no row and no option \"{other}\"\n\n{USAGE}"),
         }
     }
+    let rounds = rounds.unwrap_or(if short { 3 } else { 5 });
     if rounds < 3 {
         bail!("--rounds is at least 3: one or two say nothing about the spread");
     }
@@ -152,6 +201,8 @@ fn parse(args: &[String]) -> Result<Options> {
         rounds: usize::try_from(rounds)?,
         total: total.unwrap_or(if short { 1_000 } else { 20_000 }),
         json,
+        wasmtime: named("WASMTIME")?,
+        python: named("BENCHES_PYTHON_COMPONENT")?,
     })
 }
 

@@ -1,6 +1,10 @@
-//! Starts of one image that is in the cache, all at once, beside bare requests of the same bytes.
+//! Starts: of one image that is in the cache, all at once, beside bare requests of the same bytes;
+//! and the first of an image, before and after a restart of the host.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use async_nats::Client;
@@ -13,76 +17,118 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
-    Options, load,
+    Options,
+    http::file,
+    load,
     load::ROUND_MAX,
-    report::{Figure, interleave},
+    proc,
+    report::{Bound, Row, Table, interleave},
+    server::push,
 };
 
-/// How many batches are timed together in one round: one takes too little.
-const BATCHES: u64 = 20;
+/// How many batches are timed together in one round.
+const BATCHES: u64 = 4;
 
-/// A bare request takes still less.
-const REQUESTS_PER_START: u64 = 10;
+/// A bare request takes less.
+const REQUESTS_PER_START: u64 = 4;
 
 /// The subject of bare requests.
 const SUBJECT: &str = "bare";
 
+const HOST: &str = "wash host";
+const BARE: &str = "NATS requests";
+
 /// The row `starts`.
-pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
+pub(crate) async fn measure(options: &Options) -> Result<Row> {
+    let mut row = Row::default();
+    let fleet = Fleet::start().await?;
+    at_once(options, &fleet, &mut row).await?;
+    let hello = file("examples/http-hello/http-hello.wasm");
+    first(
+        options,
+        &fleet,
+        ("http-hello", &hello),
+        options.rounds,
+        &mut row,
+    )
+    .await?;
+    match &options.python {
+        Some(component) => first(options, &fleet, ("python", component), 1, &mut row).await?,
+        None if options.short => {}
+        None => row.note(
+            "no first start of a large component: BENCHES_PYTHON_COMPONENT names none (`cargo \
+             xtask bench` does)",
+        ),
+    }
+    Ok(row)
+}
+
+/// Many starts of one cached image.
+async fn at_once(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
     let (count, batches) = if options.short {
         (20, 1)
     } else {
-        (200, BATCHES)
+        (1_000, BATCHES)
     };
-    let fleet = Fleet::start().await?;
     let image = fleet.push("http-hello").await?;
-    let host = fleet.host(&["--log-level", "warn"]).await?;
-    let workload = |id: String| {
-        let name = format!("{id}.test");
-        Workload::new(&id)
-            .component("hello", &image, json!({}))
-            .http(&name)
-    };
+    let host = fleet.host(&[]).await?;
+    let workload = |id: &str| hello(id, &image);
     // The one that pulls and compiles.
-    host.run_well(&workload("first".to_owned())).await?;
+    host.run_well(&workload("first")).await?;
     let (asker, answerer) = (fleet.nats.client().await?, fleet.nats.client().await?);
-    let payload = workload("bare".to_owned()).request().to_string();
-    let (wash, peer) = interleave(
-        options.rounds,
-        async |round| {
-            let mut took = Duration::ZERO;
-            for batch in 0..batches {
-                let workloads = (0..count).map(|n| workload(format!("w-{round}-{batch}-{n}")));
-                took += starts(&host, &workloads.collect::<Vec<_>>()).await?;
-            }
-            Ok(load::rate(count * batches, took))
-        },
-        async |_| {
+    let payload = workload("bare").request().to_string();
+    let sides = [HOST, BARE];
+    let figures = interleave(options.rounds, &sides, async |round, side| {
+        if *side == BARE {
             let batches = batches * REQUESTS_PER_START;
             let took = bare(&asker, &answerer, &payload, count, batches).await?;
-            Ok(load::rate(count * batches, took))
-        },
-    )
+            return Ok(load::rate(count * batches, took));
+        }
+        let mut took = Duration::ZERO;
+        for batch in 0..batches {
+            let ids = (0..count).map(|n| format!("w-{round}-{batch}-{n}"));
+            let workloads: Vec<_> = ids.map(|id| workload(&id)).collect();
+            took += start(&host, &workloads).await?;
+            stop(&host, &workloads).await?;
+        }
+        Ok(load::rate(count * batches, took))
+    })
     .await?;
-    Ok(vec![Figure {
-        row: "starts",
-        what: "starts per second",
-        peer_name: "bare NATS requests",
-        wash,
-        peer,
-    }])
+    let table = Table::new("starts", format!("starts per second, {count} at once"));
+    let sides = sides.into_iter().zip(figures);
+    let table = sides.fold(table, |table, (name, rounds)| table.side(name, rounds));
+    row.push(table.peer(BARE).hope(HOST, Bound::AtLeast(1_000.0)));
+    Ok(())
 }
 
-/// Starts all and, when the last of them runs, stops them; gives how long the starts took.
-async fn starts(host: &Washlet, workloads: &[Workload]) -> Result<Duration> {
+/// A workload that answers hello.
+pub(crate) fn hello(id: &str, image: &str) -> Workload {
+    let name = format!("{id}.test");
+    Workload::new(id)
+        .component("hello", image, json!({}))
+        .http(&name)
+}
+
+/// Starts all at once; gives how long it took until the last of them ran.
+///
+/// # Errors
+/// When one does not run.
+pub(crate) async fn start(host: &Washlet, workloads: &[Workload]) -> Result<Duration> {
     let began = Instant::now();
     let started = workloads.iter().map(|workload| host.run_well(workload));
     timeout(ROUND_MAX, try_join_all(started))
         .await
         .with_context(|| format!("a round took longer than {ROUND_MAX:?}"))??;
-    let took = began.elapsed();
+    Ok(began.elapsed())
+}
+
+/// Stops all.
+///
+/// # Errors
+/// When a reply is missing.
+pub(crate) async fn stop(host: &Washlet, workloads: &[Workload]) -> Result<()> {
     try_join_all(workloads.iter().map(|workload| host.stop(&workload.id))).await?;
-    Ok(took)
+    Ok(())
 }
 
 /// Lets one connection ask another, `count` times at once and that `batches` times; gives how long it
@@ -117,4 +163,47 @@ async fn bare(
         took = asked => took,
         failed = answers => failed,
     }
+}
+
+/// The first start of an image, on `hosts` new hosts, and again on each after restarts.
+async fn first(
+    options: &Options,
+    fleet: &Fleet,
+    (name, component): (&str, &Path),
+    hosts: usize,
+    row: &mut Row,
+) -> Result<()> {
+    let image = push(fleet, name, component).await?;
+    let workload = Workload::new("first")
+        .component("guest", &image, json!({}))
+        .http("first.test");
+    let restarts = options.rounds.div_ceil(hosts);
+    let (mut new, mut known) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+    for _ in 0..hosts {
+        let mut host = fleet.host(&[]).await?;
+        let run = async |host: &Washlet| {
+            let began = Instant::now();
+            host.run_well(&workload).await?;
+            let took = began.elapsed();
+            Ok::<_, anyhow::Error>((took.as_secs_f64() * 1e3, proc::resident(host.pid())?))
+        };
+        let (took, resident) = run(&host).await?;
+        new.0.push(took);
+        new.1.push(resident);
+        for _ in 0..restarts {
+            host.restart().await?;
+            let (took, resident) = run(&host).await?;
+            known.0.push(took);
+            known.1.push(resident);
+        }
+    }
+    const NEW: &str = "pulled and compiled";
+    const KNOWN: &str = "after a restart";
+    let time = Table::new("starts", format!("first start of {name} in ms"));
+    let time = time.side(NEW, new.0).side(KNOWN, known.0);
+    row.push(time.hope(KNOWN, Bound::AtMost(50.0)));
+    let resident = format!("resident memory of the host after it in MiB ({name})");
+    let resident = Table::new("starts", resident);
+    row.push(resident.side(NEW, new.1).side(KNOWN, known.1));
+    Ok(())
 }

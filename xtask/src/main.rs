@@ -2,6 +2,7 @@
 //!
 //! | module | task |
 //! |---|---|
+//! | [`bench`] | measures this against its peers |
 //! | [`components`] | builds the guests, or checks that the committed ones are what their sources say |
 //! | [`demo`] | two hosts serve one component; one dies, the other serves on |
 //! | [`test`] | everything that proves the workspace works; formatting and lints |
@@ -16,6 +17,7 @@ use std::{env, process::ExitCode};
 
 use anyhow::{Result, bail};
 
+mod bench;
 mod components;
 mod demo;
 mod test;
@@ -24,6 +26,9 @@ mod tools;
 const USAGE: &str = "\
 Usage: cargo xtask TASK
 
+  bench [ROW].. [--short] [--rounds N] [--total N] [--json FILE]
+                                builds releases and peers, and measures them beside each other;
+                                --short only shows that it works
   components [--check] [--toolchain NAME]
                                 builds the guests; --check only compares with the committed ones
   demo [--keep]                 two hosts serve a component, one dies, the other serves on;
@@ -49,6 +54,7 @@ fn run(args: &[String]) -> Result<()> {
         bail!("no task given\n\n{USAGE}")
     };
     match task.as_str() {
+        "bench" => bench::run(rest),
         "components" => components::run(rest),
         "demo" => demo::run(rest),
         "test" => test::test(rest),

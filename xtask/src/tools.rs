@@ -123,7 +123,7 @@ fn nats_server_suits(file: &Path) -> bool {
 }
 
 /// Some distributions' Python comes without pip.
-fn ensure_pip() -> Result<()> {
+pub(crate) fn ensure_pip() -> Result<()> {
     let has_pip = || quiet(Command::new("python3").args(["-m", "pip", "--version"]));
     let is_root = || fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     match has_pip() {
@@ -193,7 +193,7 @@ fn fetch_docker_registry(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Runs `command` without output; its standard error becomes the error.
-fn quiet(command: &mut Command) -> Result<()> {
+pub(crate) fn quiet(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())

@@ -1,0 +1,61 @@
+//! What the kernel says of a process, in `/proc`.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+/// The unit of the CPU times in `/proc`: `USER_HZ`, which has been 100 on every machine for decades.
+const TICK: Duration = Duration::from_millis(10);
+
+/// User and system time of the process so far.
+pub(crate) fn cpu(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name is in parentheses and may contain anything; the times are the 12th and 13th after it.
+    let (_, rest) = stat.rsplit_once(')').context("no name in /proc/_/stat")?;
+    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse);
+    let ticks: Vec<u32> = ticks.collect::<Result<_, _>>()?;
+    ensure!(ticks.len() == 2, "no times in /proc/_/stat");
+    Ok(TICK * ticks.iter().sum())
+}
+
+/// Resident memory, in MiB.
+pub(crate) fn resident(pid: u32) -> Result<f64> {
+    mebibytes(pid, "status", &["VmRSS:"])
+}
+
+/// The most resident memory so far, in MiB.
+pub(crate) fn resident_peak(pid: u32) -> Result<f64> {
+    mebibytes(pid, "status", &["VmHWM:"])
+}
+
+/// Resident memory that no other process shares, in MiB.
+pub(crate) fn private(pid: u32) -> Result<f64> {
+    mebibytes(pid, "smaps_rollup", &["Private_Clean:", "Private_Dirty:"])
+}
+
+/// The sum of the lines of `file` that begin with `names`.
+fn mebibytes(pid: u32, file: &str, names: &[&str]) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
+    let mut sum = 0.0;
+    for name in names {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.with_context(|| format!("no {name} in /proc/_/{file}"))?;
+        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+        sum += kibibytes / 1024.0;
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_time_and_memory() {
+        let pid = std::process::id();
+        cpu(pid).unwrap();
+        let (now, peak, own) = (resident(pid), resident_peak(pid), private(pid));
+        let (now, peak, own) = (now.unwrap(), peak.unwrap(), own.unwrap());
+        assert!(now > 0.0 && peak >= now && own > 0.0 && own <= peak);
+    }
+}
