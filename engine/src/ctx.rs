@@ -9,7 +9,8 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::body::{HostFutureTrailers, HostIncomingBody, HostOutgoingBody};
 use wasmtime_wasi_http::p2::types::{
-    HostIncomingRequest, HostOutgoingResponse, HostResponseOutparam,
+    HostFutureIncomingResponse, HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest,
+    HostOutgoingResponse, HostResponseOutparam,
 };
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
@@ -32,8 +33,8 @@ impl Ctx {
         &mut self.table
     }
 
-    /// How many resources a call has left behind; `None` when some belong to its request or its response,
-    /// which would go on beyond it.
+    /// How many resources a call has left behind; `None` when some belong to its request, its response or
+    /// a request of its own, which would go on beyond it.
     pub(crate) fn kept_resources(&mut self) -> Option<usize> {
         let mut kept = 0;
         for resource in self.table.iter_mut() {
@@ -42,7 +43,10 @@ impl Ctx {
                 || resource.is::<HostFutureTrailers>()
                 || resource.is::<HostOutgoingResponse>()
                 || resource.is::<HostOutgoingBody>()
-                || resource.is::<HostResponseOutparam>();
+                || resource.is::<HostResponseOutparam>()
+                || resource.is::<HostOutgoingRequest>()
+                || resource.is::<HostFutureIncomingResponse>()
+                || resource.is::<HostIncomingResponse>();
             if of_the_call {
                 return None;
             }

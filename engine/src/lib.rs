@@ -67,6 +67,8 @@ pub struct Config {
     pub instances_max: u32,
     /// Memory of the machine, or of this process's share of it, in bytes.
     pub machine_bytes: u64,
+    /// Address space that this process may take, in bytes; [`u64::MAX`] without a limit.
+    pub address_bytes: u64,
     /// How long a call waits for one of them.
     pub instance_wait: Duration,
     /// CPU time of one call.
@@ -136,6 +138,7 @@ impl Engine {
             instances_max: config.instances_max,
             memory_bytes_max: config.memory_bytes_max,
             machine_bytes: config.machine_bytes,
+            address_bytes: config.address_bytes,
             pagemap: PoolingAllocationConfig::is_pagemap_scan_available(),
         };
         let (engine, pool) = wanted.allocate()?;

@@ -93,6 +93,8 @@ pub(crate) struct Wanted {
     pub(crate) memory_bytes_max: u64,
     /// Memory of the machine, or of this process's share of it.
     pub(crate) machine_bytes: u64,
+    /// Address space of this process; half of it is for all that is no pool.
+    pub(crate) address_bytes: u64,
     /// Whether the kernel tells which pages are dirty (Linux 6.7 and newer).
     pub(crate) pagemap: bool,
 }
@@ -112,8 +114,7 @@ pub(crate) struct Pool {
 impl Wanted {
     /// The pools to try, the best first: what the machine's memory bears, then ever less address space.
     fn pools(self) -> impl Iterator<Item = Pool> {
-        let affordable = u32::try_from(self.machine_bytes / INSTANCE_BYTES).unwrap_or(u32::MAX);
-        let most = self.instances_max.min(affordable).max(INSTANCES_MIN);
+        let most = self.affordable();
         let sizes = [1, 8, 64].map(|part| (most / part).max(INSTANCES_MIN));
         let guarded = sizes.map(|instances| (Layout::Guarded, instances));
         let checked = sizes.map(|instances| (Layout::Checked, instances));
@@ -122,6 +123,13 @@ impl Wanted {
             .filter(move |_| self.layout == Layout::Guarded)
             .chain(checked)
             .map(move |(layout, instances)| self.pool(layout, instances))
+            .filter(move |pool| pool.address_bytes() <= self.address_bytes / 2)
+    }
+
+    /// The instances that the machine's memory bears.
+    fn affordable(self) -> u32 {
+        let affordable = u32::try_from(self.machine_bytes / INSTANCE_BYTES).unwrap_or(u32::MAX);
+        self.instances_max.min(affordable).max(INSTANCES_MIN)
     }
 
     fn pool(self, layout: Layout, instances: u32) -> Pool {
@@ -148,7 +156,10 @@ impl Wanted {
     /// # Errors
     /// [`Error::Start`] when wasmtime does not even start without a pool.
     pub(crate) fn allocate(self) -> Result<(wasmtime::Engine, Pool), Error> {
-        let mut refused = None;
+        // The first that is wanted may not even have been tried.
+        let wanted = self.pool(self.layout, self.affordable());
+        let mut refused = (self.pools().next() != Some(wanted))
+            .then(|| format!("half of an address space of {} bytes", self.address_bytes));
         for pool in self.pools() {
             match wasmtime::Engine::new(&pool.config()) {
                 Ok(engine) => {
@@ -159,7 +170,7 @@ impl Wanted {
                         ..
                     } = pool;
                     match refused {
-                        None => tracing::debug!(
+                        None => tracing::info!(
                             %layout, instances, memory_bytes_max, pagemap = self.pagemap,
                             "instances come from a pool"
                         ),
@@ -178,7 +189,8 @@ impl Wanted {
             refused,
             "no pool of instances fits this machine; memory is allocated on demand"
         );
-        let pool = self.pool(Layout::Checked, self.instances_max);
+        // Few, because each still needs its memory's address space.
+        let pool = self.pool(Layout::Checked, INSTANCES_MIN);
         let engine = wasmtime::Engine::new(&pool.layout.config())
             .map_err(|error| Error::Start(format!("{error:#}")))?;
         Ok((engine, pool))
@@ -186,6 +198,16 @@ impl Wanted {
 }
 
 impl Pool {
+    /// Address space that it takes, nearly: its memories, tables and stacks.
+    fn address_bytes(self) -> u64 {
+        let memory = match self.layout {
+            Layout::Guarded => self.memory_bytes_max.max(4 << 30),
+            Layout::Checked => CHECKED_MEMORY_BYTES_MAX,
+        };
+        let instance = memory.saturating_mul(2).saturating_add(8 << 20);
+        instance.saturating_mul(self.instances.into())
+    }
+
     fn config(self) -> wasmtime::Config {
         let keep = usize::try_from(self.keep_bytes).unwrap_or(usize::MAX);
         let mut pool = PoolingAllocationConfig::new();
@@ -224,6 +246,7 @@ mod tests {
         instances_max: 1_000,
         memory_bytes_max: 4 << 30,
         machine_bytes: 64 << 30,
+        address_bytes: u64::MAX,
         pagemap: true,
     };
 
@@ -268,6 +291,23 @@ mod tests {
         assert!(pools.all(|pool| pool.layout == Checked));
         let pool = checked.pools().next().unwrap();
         assert_eq!(pool.memory_bytes_max, CHECKED_MEMORY_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_pool_leaves_half_of_the_address_space() {
+        let first = |address_bytes| {
+            let wanted = Wanted {
+                address_bytes,
+                ..WANTED
+            };
+            wanted
+                .pools()
+                .next()
+                .map(|pool| (pool.layout, pool.instances))
+        };
+        assert_eq!(first(8 << 40), Some((Layout::Guarded, 125)));
+        assert_eq!(first(64 << 30), Some((Layout::Checked, 125)));
+        assert_eq!(first(1 << 30), None);
     }
 
     #[test]

@@ -46,13 +46,13 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
     let work = tempfile::tempdir().map_err(|error| failed(&error))?;
     let trust_roots = TrustRoots::load(true, &[]).map_err(|error| failed(&error))?;
     let control = runtime("control", Some(1))?;
-    let guests = Guests::start(args.profile, None)?;
+    let guests = Guests::start(args.tuning.profile, None)?;
     let outcome = control.block_on(async {
         let (mut stop, again) = signals()?;
         let plugins = Plugins::new("memory").with(Memory::new(MEMORY_BYTES_MAX));
         let config = config(&args, work.path())?;
         let mut options = EngineOptions::new(64, trust_roots);
-        options.layout = args.profile.layout();
+        options.layout = args.tuning.profile.layout();
         let lanes = guests.lanes();
         let washlet =
             Washlet::build(config, options, plugins, Interfaces::default(), lanes, true).await;

@@ -47,7 +47,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let data = args.data()?;
     let control = runtime("control", Some(CONTROL_THREADS))?;
-    let guests = Guests::start(args.run.profile, args.run.threads.map(usize::from))?;
+    let guests = Guests::start(args.run.tuning.profile, args.run.threads.map(usize::from))?;
     let outcome = control.block_on(async {
         let (mut signals, again) = signals()?;
         let scheduler = config.scheduler.clone();
@@ -79,7 +79,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
             .with(Nats::new(data_client));
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
-        options.layout = args.run.profile.layout();
+        options.layout = args.run.tuning.profile.layout();
         options.outbound = args.http.outbound();
         let interfaces = Interfaces::default();
         let lanes = guests.lanes();

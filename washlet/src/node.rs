@@ -124,6 +124,12 @@ impl State {
     }
 }
 
+/// Address space that this process may take, in bytes; the most there is without a limit.
+pub fn address_bytes() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::As);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 /// The name of this machine; `localhost` when it has none.
 pub fn hostname() -> String {
     System::host_name().unwrap_or_else(|_| "localhost".to_owned())

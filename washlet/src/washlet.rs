@@ -21,7 +21,7 @@ use crate::config::{Config, Limits};
 use crate::control::nats;
 use crate::drain::{Drain, Lanes};
 use crate::host::{Host, Parts};
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::trigger::http::{self, Routes, Server, Timeouts};
 
 /// How often the cleaner looks at the artifact cache.
@@ -153,6 +153,7 @@ impl Washlet {
                 memory_bytes_max: options.memory_bytes_max,
                 instances_max: options.instances_max,
                 machine_bytes: Node::new().sample().memory_total,
+                address_bytes: node::address_bytes(),
                 instance_wait: Duration::from_secs(1),
                 call_cpu_max: options.call_cpu_max,
                 call_time_max: options.call_time_max,

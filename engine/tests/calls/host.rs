@@ -32,6 +32,7 @@ pub(crate) fn config() -> Config {
         memory_bytes_max: 64 << 20,
         instances_max: 64,
         machine_bytes: 64 << 30,
+        address_bytes: u64::MAX,
         instance_wait: DEADLINE,
         call_cpu_max: DEADLINE,
         call_time_max: DEADLINE,

@@ -9,7 +9,7 @@ use engine::{Config, Runnable};
 use futures::future::{join_all, try_join_all};
 use tokio::task::JoinSet;
 
-use crate::host::{config, get, grant, hostile, read, shared, start};
+use crate::host::{config, engine, get, grant, hostile, read, shared, start, wasm};
 
 /// The fewest instances a pool has.
 const INSTANCES: usize = 8;
@@ -106,12 +106,18 @@ async fn what_is_not_exported_is_not_called() {
 
 #[tokio::test]
 async fn a_call_that_finds_no_instance_waits_and_is_refused() {
-    let guest = hostile(small()).await;
+    let engine = engine(small());
+    let compiled = engine.compile("hostile", wasm("hostile")).await.unwrap();
+    let guest = engine.link(&compiled, grant("busy")).await.unwrap();
     let held = (0..SHARE).map(|_| get(&guest, "/hold"));
     let held = try_join_all(held).await.unwrap();
     let since = Instant::now();
     assert_eq!(get(&guest, "/ok").await.err(), Some(Error::Busy));
     assert!(since.elapsed() >= small().instance_wait);
+
+    // Nobody else is touched by that: what is left of the pool is for others.
+    let other = engine.link(&compiled, grant("other")).await.unwrap();
+    assert_eq!(read(&other, "/ok").await, "ok\n");
 
     // One that waits gets the first that is free.
     let (_, served) = futures::join!(async { drop(held) }, read(&guest, "/ok"));

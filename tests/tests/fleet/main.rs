@@ -17,6 +17,7 @@ mod interfaces;
 mod keyvalue;
 mod limits;
 mod messaging;
+mod profiles;
 
 /// The virtual host of most workloads here.
 const HOST: &str = "app.test";

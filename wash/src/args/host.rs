@@ -191,6 +191,20 @@ pub(crate) struct ImageArgs {
     allow_file_images: bool,
 }
 
+/// The flag that every command has which runs components.
+#[derive(Args)]
+pub(crate) struct Tuning {
+    /// What the host is tuned for
+    #[arg(
+        long,
+        env = "WASH_PROFILE",
+        value_enum,
+        default_value = "standard",
+        value_name = "PROFILE"
+    )]
+    pub(crate) profile: Profile,
+}
+
 /// What a host is tuned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Profile {
@@ -228,15 +242,8 @@ pub(crate) struct RunArgs {
     /// Use names of buckets as they are, shared between namespaces
     #[arg(long, env = "WASH_FLAT_NAMES")]
     pub(crate) flat_names: bool,
-    /// What the host is tuned for
-    #[arg(
-        long,
-        env = "WASH_PROFILE",
-        value_enum,
-        default_value = "standard",
-        value_name = "PROFILE"
-    )]
-    pub(crate) profile: Profile,
+    #[command(flatten)]
+    pub(crate) tuning: Tuning,
     /// Threads that run components [default: one per core]
     #[arg(long, env = "WASH_THREADS", value_name = "COUNT")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -405,15 +412,8 @@ pub(crate) struct DevArgs {
     /// The component
     #[arg(value_name = "FILE")]
     pub(crate) component: PathBuf,
-    /// What the host is tuned for
-    #[arg(
-        long,
-        env = "WASH_PROFILE",
-        value_enum,
-        default_value = "standard",
-        value_name = "PROFILE"
-    )]
-    pub(crate) profile: Profile,
+    #[command(flatten)]
+    pub(crate) tuning: Tuning,
     /// Serve HTTP here, whatever host name a request has
     #[arg(
         long,
