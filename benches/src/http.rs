@@ -1,15 +1,9 @@
 //! Components that answer HTTP: on a host of a fleet, under `wasmtime serve`, and a bare server.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use fleet::{
-    tools,
-    washlet::{Fleet, Washlet},
-};
+use fleet::washlet::Fleet;
 use serde_json::json;
 
 use crate::{
@@ -61,18 +55,14 @@ async fn hello(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
     let image = fleet.push("http-hello").await?;
     let hyper = Server::hyper().await?;
     let default = fleet.host(&[]).await?;
-    let fast = profiled(fleet, "throughput", row).await?;
+    let fast = fleet.host(&["--profile", "throughput"]).await?;
     let mut sides = vec![Contender::new(HYPER, hyper.place(), "hello.test", HELLO).await?];
     let wasmtime = wasmtime(options, "examples/http-hello/http-hello.wasm").await?;
     if let Some(server) = &wasmtime {
         sides.push(Contender::new(WASMTIME, server.place(), "hello.test", HELLO).await?);
     }
-    let hosts = [
-        (Some(&default), FRESH, WARM),
-        (fast.as_ref(), FRESH_FAST, WARM_FAST),
-    ];
+    let hosts = [(&default, FRESH, WARM), (&fast, FRESH_FAST, WARM_FAST)];
     for (host, fresh, kept) in hosts {
-        let Some(host) = host else { continue };
         for (name, id, fields) in [(fresh, "fresh", json!({})), (kept, "warm", warm())] {
             let address = serve(host, id, &image, fields).await?;
             sides.push(Contender::new(name, place(host), &address, HELLO).await?);
@@ -110,14 +100,13 @@ async fn grow(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
     const ANSWER: &str = "grown\n";
     let image = fleet.push("grow").await?;
     let default = fleet.host(&[]).await?;
-    let compact = profiled(fleet, "compact", row).await?;
+    let compact = fleet.host(&["--profile", "compact"]).await?;
     let mut sides = Vec::new();
     let wasmtime = wasmtime(options, "tests/components/wasm/grow.wasm").await?;
     if let Some(server) = &wasmtime {
         sides.push(Contender::new(WASMTIME, server.place(), "grow.test", ANSWER).await?);
     }
-    for (name, host) in [(FRESH, Some(&default)), (COMPACT, compact.as_ref())] {
-        let Some(host) = host else { continue };
+    for (name, host) in [(FRESH, &default), (COMPACT, &compact)] {
         let address = serve(host, "grow", &image, json!({})).await?;
         sides.push(Contender::new(name, place(host), &address, ANSWER).await?);
     }
@@ -155,18 +144,6 @@ async fn python(options: &Options, fleet: &Fleet, component: &Path, row: &mut Ro
     );
     row.push(cpu);
     Ok(())
-}
-
-/// A host with a profile, if `wash` knows any.
-async fn profiled(fleet: &Fleet, profile: &str, row: &mut Row) -> Result<Option<Washlet>> {
-    let help = Command::new(tools::built("wash")?)
-        .args(["host", "--help"])
-        .output()?;
-    if !String::from_utf8_lossy(&help.stdout).contains("--profile") {
-        row.note(format!("this `wash host` has no --profile {profile}"));
-        return Ok(None);
-    }
-    fleet.host(&["--profile", profile]).await.map(Some)
 }
 
 /// `wasmtime serve` with a component of this repository, if there is one.

@@ -9,6 +9,8 @@
 //! | [`density`] | an idle host, and hosts with up to 10,000 workloads |
 //! | [`keyvalue`] | key-value through components beside `async-nats` |
 //! | [`messaging`] | messages sent back beside `async-nats` |
+//! | [`instructions`] | instructions of a request, by callgrind |
+//! | [`invoke`] | the engine alone, for their sake |
 //! | [`server`] | the HTTP servers that are measured |
 //! | [`load`] | the HTTP load |
 //! | [`proc`] | CPU time and memory of a process |
@@ -33,6 +35,8 @@ use tokio::{
 
 mod density;
 mod http;
+mod instructions;
+mod invoke;
 mod keyvalue;
 mod latency;
 mod load;
@@ -46,7 +50,7 @@ mod starts;
 const USAGE: &str = "\
 Usage: benches [ROW].. [OPTIONS]
 
-Rows: http, latency, overload, starts, density, keyvalue, messaging
+Rows: http, latency, overload, starts, density, keyvalue, messaging, instructions
 
   --short       shows that it works, not how fast
   --rounds N    how often each side is measured, 3..=99 [default: 5; 3 with --short]
@@ -58,7 +62,7 @@ it; without them their rows are left out. `cargo xtask bench` sets both.
 ";
 
 /// What can be measured.
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 8] = [
     "http",
     "latency",
     "overload",
@@ -66,6 +70,7 @@ const ROWS: [&str; 7] = [
     "density",
     "keyvalue",
     "messaging",
+    "instructions",
 ];
 
 /// How much is measured, and with what.
@@ -85,7 +90,8 @@ struct Options {
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let outcome = match args.first().map(String::as_str) {
-        Some("peer-hyper") => server::hyper(),
+        Some("peer-hyper") => server::hyper(args.get(1).map(String::as_str)),
+        Some("peer-invoke") => invoke::peer(args.get(1).is_some_and(|arg| arg == "warm")),
         Some("peer-echo") => messaging::echo(args.get(1).map_or("", String::as_str)),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
@@ -140,7 +146,8 @@ async fn all(options: &Options) -> Result<()> {
             "starts" => starts::measure(options).await,
             "density" => density::measure(options).await,
             "keyvalue" => keyvalue::measure(options).await,
-            _ => messaging::measure(options).await,
+            "messaging" => messaging::measure(options).await,
+            _ => instructions::measure(options).await,
         };
         let row = measured.with_context(|| format!("failed to measure \"{name}\""))?;
         for table in &row.tables {

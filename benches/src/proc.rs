@@ -2,20 +2,33 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
 /// The unit of the CPU times in `/proc`: `USER_HZ`, which has been 100 on every machine for decades.
 const TICK: Duration = Duration::from_millis(10);
 
 /// User and system time of the process so far.
 pub(crate) fn cpu(pid: u32) -> Result<Duration> {
+    let [user, system] = times(pid)?;
+    Ok(user + system)
+}
+
+/// User time of the process so far.
+pub(crate) fn user(pid: u32) -> Result<Duration> {
+    times(pid).map(|[user, _]| user)
+}
+
+/// User and system time.
+fn times(pid: u32) -> Result<[Duration; 2]> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name is in parentheses and may contain anything; the times are the 12th and 13th after it.
     let (_, rest) = stat.rsplit_once(')').context("no name in /proc/_/stat")?;
     let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse);
     let ticks: Vec<u32> = ticks.collect::<Result<_, _>>()?;
-    ensure!(ticks.len() == 2, "no times in /proc/_/stat");
-    Ok(TICK * ticks.iter().sum())
+    let [user, system] = ticks.as_slice() else {
+        bail!("no times in /proc/_/stat")
+    };
+    Ok([TICK * *user, TICK * *system])
 }
 
 /// Resident memory, in MiB.

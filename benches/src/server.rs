@@ -177,13 +177,18 @@ pub(crate) async fn push(fleet: &Fleet, name: &str, file: &Path) -> Result<Strin
     fleet.registry.push(&format!("{name}:1"), bytes).await
 }
 
-/// The bare server: says on standard error where it listens, and serves until it is killed.
+/// The bare server: says on standard error where it listens, and serves until it is killed; with as
+/// many threads as there are cores, or as many as given.
 ///
 /// # Errors
 /// When it cannot listen.
-pub(crate) fn hyper() -> Result<()> {
+pub(crate) fn hyper(threads: Option<&str>) -> Result<()> {
     // As many threads as a host has for its guests: one for each core.
-    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads.parse()?);
+    }
+    let runtime = builder.enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         eprintln!("http://{}", listener.local_addr()?);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// Which of our crates each crate may build on. A new arrow is a change of architecture.
 const ARROWS: [(&str, &[&str]); 9] = [
-    ("benches", &["fleet"]),
+    ("benches", &["capabilities", "engine", "fleet"]),
     ("capabilities", &[]),
     ("engine", &["capabilities"]),
     ("fleet", &[]),
