@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use capabilities::{memory::Memory, plugin::Plugins};
 use engine::{
-    Config, Engine, Grant, Layout, Outbound, Owner, Reuse, Runnable, TrustRoots,
+    Background, Config, Engine, Grant, Layout, Outbound, Owner, Reuse, Runnable, TrustRoots,
     allowed_hosts::AllowedHosts, interface::Interfaces,
 };
 use http_body_util::{BodyExt, Full};
@@ -107,7 +107,8 @@ async fn call(guest: &Runnable) -> Result<()> {
     let request = Request::get("/")
         .header("host", "hello.test")
         .body(Full::new(Bytes::new()))?;
-    let response = guest.http(request, &Scheme::HTTP, Arc::new(drop)).await?;
+    let background: Background = Arc::new(drop);
+    let response = guest.http(request, &Scheme::HTTP, &background).await?;
     let body = response.into_body().collect().await?.to_bytes();
     ensure!(!body.is_empty(), "answered nothing");
     Ok(())

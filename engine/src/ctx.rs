@@ -1,7 +1,6 @@
 //! The state of one instance: the `T` of `Store<T>`.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
@@ -16,6 +15,8 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::interface::http::Outgoing;
 use crate::limits::Limits;
+use crate::runnable::Recipe;
+use crate::shards::Handle;
 
 /// What every instance has: resources, WASI, outgoing HTTP, limits. Interfaces add nothing to it; their
 /// state lives in the closures they link.
@@ -25,6 +26,7 @@ pub struct Ctx {
     pub(crate) http: WasiHttpCtx,
     pub(crate) outgoing: Outgoing,
     pub(crate) limits: Limits,
+    pub(crate) recipe: Handle<Recipe>,
 }
 
 impl Ctx {
@@ -94,13 +96,13 @@ pub(crate) const LINE_BYTES_MAX: usize = 8 << 10;
 /// A guest's stdout or stderr: lines in the host's log, marked with their owner.
 #[derive(Clone)]
 pub(crate) struct GuestOutput {
-    owner: Arc<Owner>,
+    recipe: Handle<Recipe>,
     stream: &'static str,
 }
 
 impl GuestOutput {
-    pub(crate) fn new(owner: Arc<Owner>, stream: &'static str) -> Self {
-        Self { owner, stream }
+    pub(crate) fn new(recipe: Handle<Recipe>, stream: &'static str) -> Self {
+        Self { recipe, stream }
     }
 }
 
@@ -132,7 +134,7 @@ impl Lines {
             workload,
             workload_id,
             component,
-        } = &*self.output.owner;
+        } = &*self.output.recipe.owner;
         tracing::info!(
             target: "guest",
             namespace, workload, workload_id, component,

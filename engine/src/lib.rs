@@ -11,6 +11,7 @@
 //! | [`link`](LinkError) | [`Compiled`] → [`Runnable`] |
 //! | [`invoke`] | calling exports |
 //! | [`permits`] | what is bounded, shared fairly between workloads |
+//! | [`shards`] | what every request changes, once for each core |
 //!
 //! Invariants: this crate knows no NATS, no listener and no registry; it spawns no task; the state of an
 //! interface lives in the closures it links, so dropping a [`Runnable`] frees its capabilities.
@@ -25,6 +26,7 @@ mod limits;
 mod link;
 pub mod permits;
 mod runnable;
+pub mod shards;
 mod tuning;
 mod warm;
 pub mod wit;

@@ -13,7 +13,7 @@ use crate::interface::messaging::MessagingHandlerPre;
 use crate::interface::{InterfaceError, Need};
 use crate::limits::MemoryBudget;
 use crate::runnable::{Recipe, Runnable};
-use crate::warm::{Reuse, Warm};
+use crate::warm::Reuse;
 use crate::wit::{WitInterface, WitName};
 
 /// Packages of WASI 0.2 that are always linked.
@@ -147,24 +147,22 @@ pub(crate) async fn link(
         .then(|| MessagingHandlerPre::new(pre.clone()))
         .transpose()
         .map_err(mismatch)?;
-    let live = Arc::default();
-    Ok(Runnable::new(Recipe {
+    let recipe = Recipe {
         share: inner.instances.share(),
-        warm_http: Warm::new(grant.reuse, &live),
-        warm_messaging: Warm::new(grant.reuse, &live),
         engine: engine.clone(),
         _compiled: Arc::clone(compiled),
         http,
         messaging,
         owner: grant.owner,
         environment: grant.environment.into_iter().collect(),
-        egress: Arc::new(Egress::new(
+        egress: Egress::new(
             grant.allowed_hosts,
             inner.config.trust_roots.clone(),
             grant.outbound,
-        )),
+        ),
         memory: MemoryBudget::new(grant.memory_bytes_max),
-    }))
+    };
+    Ok(Runnable::new(recipe, grant.reuse))
 }
 
 fn not_served(engine: &Engine, import: &str) -> LinkError {

@@ -13,7 +13,8 @@ use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::invoke::Error;
 use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
 use crate::permits::{Permit, Share};
-use crate::warm::Warm;
+use crate::shards::{Handle, Spread};
+use crate::warm::{Reuse, Warm};
 use crate::{Compiled, Engine};
 
 /// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
@@ -24,8 +25,22 @@ const HOSTCALL_BYTES_MAX: usize = 24 << 20;
 
 /// A component that is linked and ready; clones are the same.
 #[derive(Clone)]
-pub struct Runnable(pub(crate) Arc<Recipe>);
+pub struct Runnable(Arc<Linked>);
 
+struct Linked {
+    recipe: Spread<Recipe>,
+    /// `None`: each call has a fresh instance.
+    warm: Option<Spread<WarmSets>>,
+}
+
+/// The instances of one component that serve more than one call. They refer to its [`Recipe`], so that
+/// must not refer to them.
+pub(crate) struct WarmSets {
+    pub(crate) http: Warm<Proxy>,
+    pub(crate) messaging: Warm<MessagingHandler>,
+}
+
+/// What all instances of a component have in common.
 pub(crate) struct Recipe {
     pub(crate) engine: Engine,
     /// Kept so that others with the same digest find it.
@@ -34,32 +49,46 @@ pub(crate) struct Recipe {
     pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
     pub(crate) owner: Arc<Owner>,
     pub(crate) environment: Vec<(String, String)>,
-    pub(crate) egress: Arc<Egress>,
+    pub(crate) egress: Egress,
     pub(crate) memory: MemoryBudget,
     /// Its part of the allocator pool.
     pub(crate) share: Share,
-    pub(crate) warm_http: Warm<Proxy>,
-    pub(crate) warm_messaging: Warm<MessagingHandler>,
 }
 
 impl Runnable {
-    pub(crate) fn new(recipe: Recipe) -> Self {
-        Self(Arc::new(recipe))
+    pub(crate) fn new(recipe: Recipe, reuse: Reuse) -> Self {
+        let warm = (reuse.instances_max > 0).then(|| {
+            let live = Arc::default();
+            Spread::new(WarmSets {
+                http: Warm::new(reuse, &live),
+                messaging: Warm::new(reuse, &live),
+            })
+        });
+        let recipe = Spread::new(recipe);
+        Self(Arc::new(Linked { recipe, warm }))
+    }
+
+    pub(crate) fn recipe(&self) -> Handle<Recipe> {
+        self.0.recipe.handle()
+    }
+
+    pub(crate) fn warm(&self) -> Option<Handle<WarmSets>> {
+        self.0.warm.as_ref().map(Spread::handle)
     }
 
     /// Whether it answers HTTP requests.
     pub fn serves_http(&self) -> bool {
-        self.0.http.is_some()
+        self.0.recipe.http.is_some()
     }
 
     /// Whether it handles messages.
     pub fn handles_messages(&self) -> bool {
-        self.0.messaging.is_some()
+        self.0.recipe.messaging.is_some()
     }
 
     /// Who it is.
     pub fn owner(&self) -> &Arc<Owner> {
-        &self.0.owner
+        &self.0.recipe.owner
     }
 }
 
@@ -75,6 +104,14 @@ fn allow_call(store: &mut Store<Ctx>) {
     store.set_epoch_deadline(1);
 }
 
+/// Whether an instance may be kept for the next call: neither the pool nor the component's memory is short.
+pub(crate) fn is_roomy(store: &Store<Ctx>) -> bool {
+    let ctx = store.data();
+    let inner = &ctx.recipe.engine.0;
+    let spare = inner.config.instances_max as usize / 4;
+    inner.instances.free() >= spare && ctx.limits.has_room()
+}
+
 impl Recipe {
     /// The right to one instance of the allocator pool.
     pub(crate) async fn permit(&self) -> Result<Permit, Error> {
@@ -82,21 +119,13 @@ impl Recipe {
         self.share.take(wait).await.ok_or(Error::Busy)
     }
 
-    /// Whether an instance may be kept for the next call: neither the pool nor the component's memory is
-    /// short.
-    pub(crate) fn is_roomy(&self, store: &Store<Ctx>) -> bool {
-        let inner = &self.engine.0;
-        let spare = inner.config.instances_max as usize / 4;
-        inner.instances.free() >= spare && store.data().limits.has_room()
-    }
-
     /// A store whose guest's time is on `meter`.
-    pub(crate) fn store(&self, meter: Arc<Meter>) -> Store<Ctx> {
-        let inner = &self.engine.0;
+    pub(crate) fn store(recipe: &Handle<Self>, meter: Arc<Meter>) -> Store<Ctx> {
+        let inner = &recipe.engine.0;
         let wasi = WasiCtxBuilder::new()
-            .envs(&self.environment)
-            .stdout(GuestOutput::new(Arc::clone(&self.owner), "stdout"))
-            .stderr(GuestOutput::new(Arc::clone(&self.owner), "stderr"))
+            .envs(&recipe.environment)
+            .stdout(GuestOutput::new(recipe.clone(), "stdout"))
+            .stderr(GuestOutput::new(recipe.clone(), "stderr"))
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
@@ -107,8 +136,9 @@ impl Recipe {
             table,
             wasi,
             http: WasiHttpCtx::new(),
-            outgoing: Outgoing(Arc::clone(&self.egress)),
-            limits: Limits::new(self.memory.clone(), meter, inner.config.call_cpu_max),
+            outgoing: Outgoing(recipe.clone()),
+            limits: Limits::new(recipe.memory.clone(), meter, inner.config.call_cpu_max),
+            recipe: recipe.clone(),
         };
         let mut store = Store::new(&inner.engine, ctx);
         store.limiter(|ctx| &mut ctx.limits);

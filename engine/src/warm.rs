@@ -10,13 +10,15 @@
 //! component of the same workload, never of another.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use wasmtime::Store;
 
 use crate::ctx::Ctx;
 use crate::limits::Meter;
 use crate::permits::Permit;
+use crate::runnable::is_roomy;
+use crate::shards::{self, Shards};
 
 /// Resources that an instance may keep from one call to the next: its standard streams and the like.
 const KEPT_RESOURCES_MAX: usize = 64;
@@ -71,7 +73,8 @@ impl Drop for Slot {
 pub(crate) struct Warm<T> {
     reuse: Reuse,
     live: Arc<AtomicU32>,
-    idle: Mutex<Vec<Live<T>>>,
+    /// By core: an instance that another core used is still in the cache of that one.
+    idle: Shards<Mutex<Vec<Live<T>>>>,
 }
 
 impl<T> Warm<T> {
@@ -80,23 +83,14 @@ impl<T> Warm<T> {
         Self {
             reuse,
             live: Arc::clone(live),
-            idle: Mutex::default(),
+            idle: Shards::new(shards::count(), |_| Mutex::default()),
         }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Live<T>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The instance that was used last, ready for a call whose time is on `meter`.
     pub(crate) fn take(&self, meter: &Arc<Meter>) -> Option<Live<T>> {
-        if self.reuse.instances_max == 0 {
-            return None;
-        }
         loop {
-            // Not in a condition: an instance must not be dropped under the lock.
-            let live = self.idle().pop();
-            let mut live = live?;
+            let mut live = self.idle.from_here().find_map(pop)?;
             let young = |reused: &Reused| reused.born.elapsed() < self.reuse.age_max;
             if live.reused.as_ref().is_some_and(young) {
                 crate::runnable::begin_call(&mut live.store, Arc::clone(meter));
@@ -114,16 +108,16 @@ impl<T> Warm<T> {
             .map(|_| Slot(Arc::clone(&self.live)))
     }
 
-    /// Keeps `live` for the next call, unless it is spent or has left something behind. `roomy` says whether
-    /// the host can spare what an idle instance takes.
-    pub(crate) fn give_back(&self, mut live: Live<T>, roomy: bool) {
+    /// Keeps `live` for the next call, unless it is spent, has left something behind, or the host cannot spare
+    /// what an idle instance takes.
+    pub(crate) fn give_back(&self, mut live: Live<T>) {
         let Some(reused) = &mut live.reused else {
             return;
         };
         reused.calls += 1;
         let spent =
             reused.calls >= self.reuse.calls_max || reused.born.elapsed() >= self.reuse.age_max;
-        if spent || !roomy {
+        if spent || !is_roomy(&live.store) {
             return;
         }
         let Some(now) = live.store.data_mut().kept_resources() else {
@@ -131,9 +125,15 @@ impl<T> Warm<T> {
         };
         let kept = *reused.kept.get_or_insert(now);
         if now <= kept && kept <= KEPT_RESOURCES_MAX {
-            self.idle().push(live);
+            let idle = self.idle.here().lock();
+            idle.unwrap_or_else(PoisonError::into_inner).push(live);
         }
     }
+}
+
+/// Its own function: what it gives must not be dropped under the lock.
+fn pop<T>(idle: &Mutex<Vec<Live<T>>>) -> Option<Live<T>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
 }
 
 impl<T> Live<T> {
@@ -150,10 +150,5 @@ impl<T> Live<T> {
             permit,
             reused,
         }
-    }
-
-    /// Whether it may serve another call.
-    pub(crate) fn is_reused(&self) -> bool {
-        self.reused.is_some()
     }
 }

@@ -26,6 +26,8 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::allowed_hosts::{AllowedHosts, Reach, address_is_reachable, bare};
 use crate::arriving::Arriving;
+use crate::runnable::Recipe;
+use crate::shards::Handle;
 
 /// What a guest gets that sets no timeouts.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
@@ -181,7 +183,7 @@ impl Egress {
     }
 
     async fn send(
-        self: Arc<Self>,
+        &self,
         request: Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>, Error> {
@@ -318,7 +320,7 @@ pub(crate) fn unreadable(error: BoxError) -> Error {
 }
 
 /// The hooks of one instance.
-pub(crate) struct Outgoing(pub(crate) Arc<Egress>);
+pub(crate) struct Outgoing(pub(crate) Handle<Recipe>);
 
 type Sent = (
     Response<WasiBody>,
@@ -332,8 +334,9 @@ impl WasiHttpHooks for Outgoing {
         options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
-        let sending = Arc::clone(&self.0).send(request, options.unwrap_or_default());
+        let recipe = self.0.clone();
         Box::new(async move {
+            let sending = recipe.egress.send(request, options.unwrap_or_default());
             let response = sending.await?;
             // The client drives its connections; there is nothing left to do beside the body.
             Ok((

@@ -32,7 +32,8 @@ use crate::ctx::Ctx;
 use crate::interface::http::unreadable;
 use crate::limits::{Meter, Metered};
 use crate::permits::Permit;
-use crate::runnable::{Recipe, Runnable};
+use crate::runnable::{Recipe, Runnable, WarmSets};
+use crate::shards::Handle;
 use crate::warm::Live;
 
 /// Up to here, parts of a body are copied into one: it costs less than writing them one by one.
@@ -59,14 +60,13 @@ impl From<Error> for Box<Failed> {
 }
 
 /// A guest that has returned, with its instance if that may serve again.
-struct Returned(Option<(Arc<Recipe>, Live<Proxy>)>);
+struct Returned(Option<(Handle<WarmSets>, Live<Proxy>)>);
 
 impl Returned {
     /// The response is complete: the instance may serve the next call.
     fn reuse(self) {
-        if let Some((recipe, live)) = self.0 {
-            let roomy = recipe.is_roomy(&live.store);
-            recipe.warm_http.give_back(live, roomy);
+        if let Some((warm, live)) = self.0 {
+            warm.http.give_back(live);
         }
     }
 }
@@ -84,14 +84,15 @@ impl Runnable {
         &self,
         request: Request<B>,
         scheme: &Scheme,
-        background: Background,
+        background: &Background,
     ) -> Result<Response<GuestBody>, Error>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let limit = self.0.engine.0.config.call_time_max;
-        let call = self.call(request, scheme, background);
+        let recipe = self.recipe();
+        let limit = recipe.engine.0.config.call_time_max;
+        let call = self.call(recipe, request, scheme, background);
         tokio::time::timeout(limit, call)
             .await
             .unwrap_or(Err(Error::Timeout(limit)))
@@ -99,15 +100,16 @@ impl Runnable {
 
     async fn call<B>(
         &self,
+        recipe: Handle<Recipe>,
         request: Request<B>,
         scheme: &Scheme,
-        background: Background,
+        background: &Background,
     ) -> Result<Response<GuestBody>, Error>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        if self.0.http.is_none() {
+        if recipe.http.is_none() {
             return Err(Error::NotExported("wasi:http/incoming-handler"));
         }
         let scheme = if *scheme == Scheme::HTTPS {
@@ -119,7 +121,8 @@ impl Runnable {
         let (sender, mut answer) = oneshot::channel();
         let meter = Meter::new();
         let run = run(
-            Arc::clone(&self.0),
+            recipe,
+            self.warm(),
             Arc::clone(&meter),
             request,
             scheme,
@@ -147,10 +150,9 @@ impl Runnable {
                     failed: None,
                     owed,
                     ended: owed == Some(0),
-                    background,
                 };
                 match outcome {
-                    None => body.guest = Some(guest),
+                    None => body.guest = Some((guest, Arc::clone(background))),
                     Some(Ok(returned)) => body.take_rest(returned),
                     Some(Err(failed)) => body.failed = Some(failed),
                 }
@@ -187,7 +189,8 @@ fn ended_early(error: &wasmtime_wasi_http::Error) -> Error {
 
 /// The guest: owns its store and its permit, and gives both back when it ends or is dropped.
 async fn run<B>(
-    recipe: Arc<Recipe>,
+    recipe: Handle<Recipe>,
+    warm: Option<Handle<WarmSets>>,
     meter: Arc<Meter>,
     request: Request<B>,
     scheme: WitScheme,
@@ -200,13 +203,17 @@ where
     let Some(pre) = &recipe.http else {
         return Ok(Returned(None));
     };
-    let mut live = match recipe.warm_http.take(&meter) {
+    let taken = warm.as_ref().and_then(|warm| warm.http.take(&meter));
+    let mut live = match taken {
         Some(live) => live,
         None => {
             let permit = recipe.permit().await?;
-            let mut store = recipe.store(meter);
+            let mut store = Recipe::store(&recipe, meter);
             match pre.instantiate_async(&mut store).await {
-                Ok(proxy) => Live::new(store, proxy, permit, recipe.warm_http.slot()),
+                Ok(proxy) => {
+                    let slot = warm.as_ref().and_then(|warm| warm.http.slot());
+                    Live::new(store, proxy, permit, slot)
+                }
                 Err(error) => return Err(recipe.trapped(&store, error).into()),
             }
         }
@@ -226,7 +233,7 @@ where
         .map_err(refused)?;
     let handler = live.exports.wasi_http_incoming_handler();
     match handler.call_handle(store, request, outparam).await {
-        Ok(()) => Ok(Returned(live.is_reused().then_some((recipe, live)))),
+        Ok(()) => Ok(Returned(warm.map(|warm| (warm, live)))),
         Err(error) => {
             let error = recipe.trapped(&live.store, error);
             Err(Box::new(Failed {
@@ -245,12 +252,12 @@ pub struct GuestBody {
     collected: VecDeque<Result<Frame<Bytes>, Error>>,
     /// The size of all of them, once that is the whole body.
     whole: Option<u64>,
-    guest: Option<Guest>,
+    /// Who still runs, and who finishes that when the body is done.
+    guest: Option<(Guest, Background)>,
     failed: Option<Box<Failed>>,
     /// Bytes the client still waits for, where that is known.
     owed: Option<u64>,
     ended: bool,
-    background: Background,
 }
 
 impl GuestBody {
@@ -304,7 +311,7 @@ impl Body for GuestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
         // The guest first: what it writes now can leave in this very poll.
-        if let Some(guest) = &mut this.guest
+        if let Some((guest, _)) = &mut this.guest
             && let Poll::Ready(ended) = guest.as_mut().poll(cx)
         {
             this.guest = None;
@@ -360,10 +367,10 @@ impl Drop for GuestBody {
             tracing::warn!(error = %failed.error, "component failed after its response");
         }
         // A complete body: let the guest finish. A client that went away: the guest goes with it.
-        if let Some(guest) = self.guest.take()
+        if let Some((guest, background)) = self.guest.take()
             && self.ended
         {
-            (self.background)(Box::pin(async move {
+            background(Box::pin(async move {
                 // Its body is complete, so its instance need not go.
                 match guest.await {
                     Ok(returned) => returned.reuse(),

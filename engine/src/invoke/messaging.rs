@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::Error;
 use crate::limits::{Meter, Metered};
-use crate::runnable::Runnable;
-use crate::warm::Live;
+use crate::runnable::{Recipe, Runnable};
+use crate::warm::{Live, Warm};
 
 impl Runnable {
     /// Hands `message` to an instance. The inner result is the guest's own.
@@ -15,21 +15,22 @@ impl Runnable {
     /// All of [`Error`] but [`Error::NoResponse`].
     /// Source: `wasmcloud:messaging/handler.handle-message`.
     pub async fn message(&self, message: Message) -> Result<Result<(), String>, Error> {
-        let recipe = &self.0;
+        let (recipe, warm) = (self.recipe(), self.warm());
+        let warm = warm.as_ref().map(|warm| &warm.messaging);
         let Some(pre) = &recipe.messaging else {
             return Err(Error::NotExported("wasmcloud:messaging/handler"));
         };
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
         let call = Metered::new(Arc::clone(&meter), async {
-            let mut live = match recipe.warm_messaging.take(&meter) {
+            let mut live = match warm.and_then(|warm| warm.take(&meter)) {
                 Some(live) => live,
                 None => {
                     let permit = recipe.permit().await?;
-                    let mut store = recipe.store(meter);
+                    let mut store = Recipe::store(&recipe, meter);
                     let made = pre.instantiate_async(&mut store).await;
                     let made = made.map_err(|error| recipe.trapped(&store, error))?;
-                    Live::new(store, made, permit, recipe.warm_messaging.slot())
+                    Live::new(store, made, permit, warm.and_then(Warm::slot))
                 }
             };
             let handler = live.exports.wasmcloud_messaging_handler();
@@ -37,9 +38,8 @@ impl Runnable {
                 .call_handle_message(&mut live.store, &message.into())
                 .await
                 .map_err(|error| recipe.trapped(&live.store, error))?;
-            if live.is_reused() {
-                let roomy = recipe.is_roomy(&live.store);
-                recipe.warm_messaging.give_back(live, roomy);
+            if let Some(warm) = warm {
+                warm.give_back(live);
             }
             Ok(called)
         });

@@ -147,7 +147,7 @@ pub(crate) async fn call(
         .header("host", "guest.test")
         .body(Full::new(body))
         .unwrap();
-    let call = guest.http(request, &Scheme::HTTP, background);
+    let call = guest.http(request, &Scheme::HTTP, &background);
     tokio::time::timeout(2 * DEADLINE, call).await.unwrap()
 }
 

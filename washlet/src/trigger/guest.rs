@@ -44,9 +44,8 @@ fn background(in_flight: InFlight, drain: Drain, limit: Duration) -> Background 
     Arc::new(move |rest| {
         // Taken before the body's token is dropped, so that a stop never sees none.
         let token = in_flight.token();
-        let in_flight = in_flight.clone();
         drain.spawn("after the response", async move {
-            let ended = in_flight.run(tokio::time::timeout(limit, rest)).await;
+            let ended = token.run(tokio::time::timeout(limit, rest)).await;
             if !matches!(ended, Some(Ok(()))) {
                 tracing::warn!("a component that worked on after its response was ended");
             }
@@ -67,14 +66,8 @@ impl Target for Guest {
         scheme: Scheme,
     ) -> Result<Response<ResponseBody>, CallError> {
         let token = self.in_flight.token();
-        let called = self
-            .in_flight
-            .run(
-                self.target
-                    .http(request, &scheme, Arc::clone(&self.background)),
-            )
-            .await;
-        match called {
+        let call = self.target.http(request, &scheme, &self.background);
+        match token.run(call).await {
             Some(Ok(response)) => Ok(response.map(|body| Counted { body, token }.boxed_unsync())),
             Some(Err(error)) => Err(refused(error)),
             None => Err(CallError::Trap("the workload was stopped".to_owned())),

@@ -102,10 +102,8 @@ impl Delivering {
 
     async fn call(&self, delivery: Delivery, _turn: Turn) {
         let subject = delivery.message.subject.clone();
-        let called = self
-            .in_flight
-            .run(self.target.message(delivery.message))
-            .await;
+        let token = self.in_flight.token();
+        let called = token.run(self.target.message(delivery.message)).await;
         let owner = self.target.owner();
         let (workload, component) = (&owner.workload, &owner.component);
         let outcome = match called {

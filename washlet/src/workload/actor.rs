@@ -2,8 +2,9 @@
 
 use capabilities::plugin::{Ask, Settings};
 use capabilities::report;
+use engine::shards::{self, Shards};
 use engine::{Grant, Owner, Runnable, Turns};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -258,10 +259,21 @@ impl Actor {
 }
 
 /// Calls into one workload that a stop waits for, and cuts when that takes too long.
-#[derive(Clone, Default)]
-pub(crate) struct InFlight {
+#[derive(Clone)]
+pub(crate) struct InFlight(Arc<Shards<Calls>>);
+
+/// Those that began on one core.
+#[derive(Default)]
+struct Calls {
     tracker: TaskTracker,
     cut: CancellationToken,
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        let calls = |_| Calls::default();
+        Self(Arc::new(Shards::new(shards::count(), calls)))
+    }
 }
 
 /// One call in flight.
@@ -286,37 +298,44 @@ impl Token {
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.is_cancelled()
     }
-}
-
-impl InFlight {
-    pub(crate) fn token(&self) -> Token {
-        Token {
-            _counted: self.tracker.token(),
-            cut: self.cut.clone(),
-            until_cut: None,
-        }
-    }
 
     /// `call`'s output; `None` when it was cut.
     pub(crate) async fn run<T>(&self, call: impl Future<Output = T>) -> Option<T> {
-        let _counted = self.tracker.token();
         tokio::select! {
             biased;
             output = call => Some(output),
             () = self.cut.cancelled() => None,
         }
     }
+}
+
+impl InFlight {
+    pub(crate) fn token(&self) -> Token {
+        let calls = self.0.here();
+        Token {
+            _counted: calls.tracker.token(),
+            cut: calls.cut.clone(),
+            until_cut: None,
+        }
+    }
 
     /// Waits for every call; after `grace` cuts the rest and says `false`.
     async fn finish(&self, grace: std::time::Duration) -> bool {
-        self.tracker.close();
-        if tokio::time::timeout(grace, self.tracker.wait())
-            .await
-            .is_ok()
-        {
+        let empty = || self.0.iter().all(|calls| calls.tracker.is_empty());
+        let ended = async {
+            // Twice: a call may go over from one that was not looked at yet to one that was.
+            while !(empty() && empty()) {
+                let ended = self.0.iter().map(|calls| {
+                    calls.tracker.close();
+                    calls.tracker.wait()
+                });
+                join_all(ended).await;
+            }
+        };
+        if tokio::time::timeout(grace, ended).await.is_ok() {
             return true;
         }
-        self.cut.cancel();
+        self.0.iter().for_each(|calls| calls.cut.cancel());
         false
     }
 }

@@ -6,6 +6,7 @@ use super::{CallError, ResponseBody};
 use bytes::Bytes;
 use engine::Arriving;
 use engine::permits::{Permit, Permits};
+use engine::shards::Handle;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -110,7 +111,7 @@ impl Responder {
         Ok((response, permit))
     }
 
-    fn route(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Refusal> {
+    fn route(&self, request: &Request<Incoming>) -> Result<Handle<Route>, Refusal> {
         let mut headers = request.headers().get_all(HOST).iter();
         let header = headers
             .next()

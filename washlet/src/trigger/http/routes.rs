@@ -3,6 +3,7 @@
 use super::Target;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use engine::permits::{Permits, Share};
+use engine::shards::{Handle, Spread};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -114,7 +115,7 @@ type Shard = HashMap<Arc<str>, Arc<Entry>>;
 
 struct Table {
     shards: [ArcSwap<Shard>; SHARDS],
-    default: ArcSwapOption<Route>,
+    default: ArcSwapOption<Spread<Route>>,
     hasher: RandomState,
 }
 
@@ -140,7 +141,7 @@ impl Table {
 /// The workloads of one name, used in turns.
 struct Entry {
     next: AtomicUsize,
-    routes: Vec<Arc<Route>>,
+    routes: Vec<Arc<Spread<Route>>>,
 }
 
 /// One workload's way in.
@@ -153,7 +154,7 @@ pub(crate) struct Route {
 
 /// What a lookup found.
 pub(crate) enum Found {
-    Route(Arc<Route>),
+    Route(Handle<Route>),
     /// Every workload of that name is on its way out.
     Draining,
     Unknown,
@@ -184,7 +185,7 @@ impl Routes {
         }
     }
 
-    fn change(&self, names: &Names, change: impl Fn(&mut Vec<Arc<Route>>)) {
+    fn change(&self, names: &Names, change: impl Fn(&mut Vec<Arc<Spread<Route>>>)) {
         for name in &names.0 {
             self.0.shard(name).rcu(|hosts| {
                 let mut hosts = Shard::clone(hosts);
@@ -203,34 +204,36 @@ impl Routes {
 
     /// The workload whose turn it is for `key` ([`key`]; `None`: the request names no host).
     pub(crate) fn find(&self, key: Option<&str>) -> Found {
-        let found = key.and_then(|key| self.0.shard(key).load().get(key).cloned());
-        let Some(entry) = found else {
-            return match self.0.default.load_full() {
-                Some(route) if route.draining.load(Ordering::Relaxed) => Found::Draining,
-                Some(route) => Found::Route(route),
-                None => Found::Unknown,
-            };
+        let ready = |route: &&Arc<Spread<Route>>| !route.draining.load(Ordering::Relaxed);
+        let found = |route: Option<&Arc<Spread<Route>>>| {
+            route.map_or(Found::Draining, |route| Found::Route(route.handle()))
         };
-        let turn = entry.next.fetch_add(1, Ordering::Relaxed) % entry.routes.len().max(1);
-        let (later, first) = entry.routes.split_at(turn);
-        let mut ready = first
-            .iter()
-            .chain(later)
-            .filter(|route| !route.draining.load(Ordering::Relaxed));
-        ready
-            .next()
-            .map_or(Found::Draining, |route| Found::Route(route.clone()))
+        if let Some(key) = key
+            && let Some(entry) = self.0.shard(key).load().get(key)
+        {
+            // One alone has every turn: nothing to count.
+            let turn = match entry.routes.len() {
+                0 | 1 => 0,
+                count => entry.next.fetch_add(1, Ordering::Relaxed) % count,
+            };
+            let (later, first) = entry.routes.split_at(turn);
+            return found(first.iter().chain(later).find(ready));
+        }
+        match &*self.0.default.load() {
+            Some(route) => found(Some(route).filter(ready)),
+            None => Found::Unknown,
+        }
     }
 }
 
 impl Route {
-    fn new(workload: Arc<str>, target: Arc<dyn Target>) -> Arc<Self> {
-        Arc::new(Self {
+    fn new(workload: Arc<str>, target: Arc<dyn Target>) -> Arc<Spread<Self>> {
+        Arc::new(Spread::new(Self {
             workload,
             target,
             draining: AtomicBool::new(false),
             share: OnceLock::new(),
-        })
+        }))
     }
 
     /// Its part of the listener's `requests`.
@@ -245,7 +248,7 @@ pub struct Attachment {
     routes: Routes,
     /// `None`: the default route.
     names: Option<Names>,
-    route: Arc<Route>,
+    route: Arc<Spread<Route>>,
 }
 
 impl Attachment {

@@ -3,7 +3,7 @@
 use super::respond::Responder;
 use super::routes::Routes;
 use super::tls;
-use super::traffic::{Traffic, Watched};
+use super::traffic::{Connections, Order, Traffic, Watched};
 use crate::config::{HttpConfig, Limits};
 use crate::drain::Drain;
 use capabilities::BoxError;
@@ -14,25 +14,25 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 /// Connections the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
 /// After an accept error (no file descriptor left, say); doubles up to the second one.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
-/// How long a connection that was told to close may take.
+/// How long connections that were told to close may take.
 const LINGER: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const STREAMS_MAX: u32 = 128;
@@ -122,15 +122,17 @@ impl Server {
                 closing: AtomicBool::new(false),
             }),
             tls,
-            timeouts,
+            open: Arc::new(Connections::new(timeouts.head, timeouts.idle)),
+            handshake: timeouts.handshake,
             slots: Arc::new(Semaphore::new(limits.http_connections)),
             connections: drain.child(),
-            finish: CancellationToken::new(),
-            cut: CancellationToken::new(),
         };
         let (stopping, delay, grace) = (drain.clone(), config.drain_delay, limits.grace);
         drain.spawn("http listener", async move {
-            listening.run(listener, stopping, delay, grace).await;
+            tokio::select! {
+                () = listening.run(listener, stopping, delay, grace) => {}
+                () = listening.open.watch() => {}
+            }
         });
         Ok(Self { local_addr })
     }
@@ -160,18 +162,16 @@ fn listen(address: SocketAddr) -> io::Result<(std::net::TcpListener, SocketAddr)
 struct Listening {
     responder: Arc<Responder>,
     tls: Option<TlsAcceptor>,
-    timeouts: Timeouts,
+    handshake: Duration,
     slots: Arc<Semaphore>,
+    /// Their tasks.
     connections: Drain,
-    /// Connections finish what they are doing and close.
-    finish: CancellationToken,
-    /// Connections close.
-    cut: CancellationToken,
+    open: Arc<Connections>,
 }
 
 impl Listening {
     async fn run(
-        self,
+        &self,
         listener: std::net::TcpListener,
         drain: Drain,
         delay: Duration,
@@ -192,10 +192,10 @@ impl Listening {
         }
         drop(listener);
         tracing::info!("http listener closed");
-        self.finish.cancel();
+        self.open.tell(Order::Finish);
         if let Err(overdue) = self.connections.drain(grace.saturating_sub(delay)).await {
             tracing::warn!(%overdue, "http connections cut");
-            self.cut.cancel();
+            self.open.tell(Order::Close);
             if let Err(overdue) = self.connections.drain(LINGER).await {
                 tracing::error!(%overdue, "http connections remain");
             }
@@ -209,11 +209,18 @@ impl Listening {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     pause = ACCEPT_PAUSE.0;
-                    let this = self.clone();
+                    let (this, traffic) = (self.clone(), self.open.add());
                     self.connections.spawn("http connection", async move {
-                        let cut = this.cut.clone();
-                        cut.run_until_cancelled(this.connection(stream, peer, permit))
-                            .await;
+                        let mut connection =
+                            pin!(this.connection(stream, peer, permit, Arc::clone(&traffic)));
+                        poll_fn(|cx| {
+                            traffic.register(cx);
+                            match traffic.is_told(Order::Close) {
+                                true => Poll::Ready(()),
+                                false => connection.as_mut().poll(cx),
+                            }
+                        })
+                        .await;
                     });
                 }
                 // That one client is gone; the next one may be fine.
@@ -231,14 +238,20 @@ impl Listening {
         }
     }
 
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    async fn connection(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        _permit: OwnedSemaphorePermit,
+        traffic: Arc<Traffic>,
+    ) {
         let served = async {
             stream.set_nodelay(true)?;
             match self.tls.clone() {
-                None => self.serve(stream).await,
+                None => self.serve(stream, traffic).await,
                 Some(tls) => {
-                    self.serve(timeout(self.timeouts.handshake, tls.accept(stream)).await??)
-                        .await
+                    let stream = timeout(self.handshake, tls.accept(stream)).await??;
+                    self.serve(stream, traffic).await
                 }
             }
         };
@@ -250,13 +263,15 @@ impl Listening {
     async fn serve(
         &self,
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        traffic: Arc<Traffic>,
     ) -> Result<(), BoxError> {
-        let traffic = Traffic::new(self.timeouts.head, self.timeouts.idle);
+        traffic.open();
         let io = TokioIo::new(Watched {
             io,
             traffic: traffic.clone(),
         });
-        let (calls, responder) = (traffic.clone(), self.responder.clone());
+        // A reference of this connection alone: each request takes one.
+        let (calls, responder) = (traffic.clone(), Arc::new(self.responder.clone()));
         let service = service_fn(move |request: http::Request<Incoming>| {
             let (call, responder) = (calls.begin(request.version()), responder.clone());
             async move { Ok::<_, Infallible>(responder.respond(request, call).await) }
@@ -264,28 +279,14 @@ impl Listening {
         let http = builder(&self.connections);
         let mut connection = pin!(http.serve_connection(io, service));
         let mut told = false;
-        let mut look = traffic.review(Instant::now());
-        loop {
-            tokio::select! {
-                done = connection.as_mut() => return done,
-                () = self.finish.cancelled(), if !told => {
-                    told = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = sleep_until(look.unwrap_or_else(Instant::now)) => {
-                    let now = Instant::now();
-                    look = traffic.review(now);
-                    if look.is_none() {
-                        if told {
-                            return Ok(());
-                        }
-                        told = true;
-                        connection.as_mut().graceful_shutdown();
-                        look = Some(now + LINGER);
-                    }
-                }
+        poll_fn(|cx| {
+            if !told && traffic.is_told(Order::Finish) {
+                told = true;
+                connection.as_mut().graceful_shutdown();
             }
-        }
+            connection.as_mut().poll(cx)
+        })
+        .await
     }
 }
 

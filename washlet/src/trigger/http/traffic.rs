@@ -1,21 +1,100 @@
-//! What one connection is doing, so that the task that owns it can end what no longer moves.
+//! What one connection is doing, so that what no longer moves can be ended.
 //!
 //! hyper's own header limit also ends connections that are merely idle between requests, and nothing in it
-//! ends a client that stops reading; so both are watched here, for HTTP/1.1 and HTTP/2 alike.
+//! ends a client that stops reading; so both are watched here, for HTTP/1.1 and HTTP/2 alike. One watch
+//! looks after all connections of a listener: a timer and a signal of its own in each would cost every
+//! request a lock that all of them share.
 
 use super::ResponseBody;
 use bytes::Bytes;
 use capabilities::BoxError;
 use engine::permits::Permit;
+use futures::task::AtomicWaker;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a connection that was told to finish may take, when it is for having been idle.
+const LINGER: Duration = Duration::from_secs(1);
+/// The watch looks so often at most within the shortest limit: a limit may be late by that part.
+const LOOKS_MAX: u32 = 20;
+
+/// What the task of a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Order {
+    GoOn,
+    /// What is under way may end; then close.
+    Finish,
+    Close,
+}
+
+/// The connections of a listener.
+pub(crate) struct Connections {
+    head: Duration,
+    idle: Duration,
+    all: Mutex<Vec<Weak<Traffic>>>,
+}
+
+impl Connections {
+    pub(crate) fn new(head: Duration, idle: Duration) -> Self {
+        Self {
+            head,
+            idle,
+            all: Mutex::default(),
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Weak<Traffic>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more of them.
+    pub(crate) fn add(&self) -> Arc<Traffic> {
+        let traffic = Traffic::new(self.head, self.idle);
+        let mut all = self.all();
+        if all.len() == all.capacity() {
+            // Before it grows.
+            all.retain(|traffic| traffic.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&traffic));
+        traffic
+    }
+
+    fn open(&self) -> Vec<Arc<Traffic>> {
+        let mut all = self.all();
+        all.retain(|traffic| traffic.strong_count() > 0);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Tells `order` to all of them.
+    pub(crate) fn tell(&self, order: Order) {
+        self.open().iter().for_each(|traffic| traffic.tell(order));
+    }
+
+    /// Looks after them for ever.
+    pub(crate) async fn watch(&self) {
+        let shortest = self.head.min(self.idle);
+        loop {
+            let now = Instant::now();
+            let next = self
+                .open()
+                .iter()
+                .map(|traffic| traffic.look_after(now))
+                .min();
+            // One that is added meanwhile is not due before that.
+            let next = next.unwrap_or(now + shortest).min(now + shortest);
+            sleep_until(next.max(now + shortest / LOOKS_MAX)).await;
+        }
+    }
+}
 
 /// One connection's calls and the bodies it is sending.
 pub(crate) struct Traffic {
@@ -24,6 +103,9 @@ pub(crate) struct Traffic {
     /// How long the connection may go without a request, and a response's body without a frame.
     idle: Duration,
     state: Mutex<State>,
+    order: AtomicU8,
+    /// The connection's.
+    task: AtomicWaker,
 }
 
 struct State {
@@ -35,24 +117,62 @@ struct State {
     /// HTTP/2: bytes between calls are no head, but pings and the like.
     multiplexed: bool,
     bodies: Vec<Weak<Sending>>,
+    /// When it was told to finish for having been idle.
+    told: Option<Instant>,
 }
 
 impl Traffic {
-    /// The first head must arrive within `head` from now.
     pub(crate) fn new(head: Duration, idle: Duration) -> Arc<Self> {
         let now = Instant::now();
         let state = State {
             calls: 0,
             since: now,
-            arriving: Some(now),
+            arriving: None,
             multiplexed: false,
             bodies: Vec::new(),
+            told: None,
         };
         Arc::new(Self {
             head,
             idle,
             state: Mutex::new(state),
+            order: AtomicU8::new(Order::GoOn as u8),
+            task: AtomicWaker::new(),
         })
+    }
+
+    /// The first head must arrive within `head` from now.
+    pub(crate) fn open(&self) {
+        self.state().arriving = Some(Instant::now());
+    }
+
+    fn tell(&self, order: Order) {
+        self.order.fetch_max(order as u8, Ordering::Release);
+        self.task.wake();
+    }
+
+    /// The task of `cx` is woken when it is told something.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.task.register(cx.waker());
+    }
+
+    /// Whether the connection was told `order`, or more.
+    pub(crate) fn is_told(&self, order: Order) -> bool {
+        self.order.load(Ordering::Acquire) >= order as u8
+    }
+
+    /// Ends what does not move; says when to look again.
+    fn look_after(&self, now: Instant) -> Instant {
+        if let Some(next) = self.review(now) {
+            return next;
+        }
+        let told = *self.state().told.get_or_insert(now);
+        let order = match now < told + LINGER {
+            true => Order::Finish,
+            false => Order::Close,
+        };
+        self.tell(order);
+        now + LINGER
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,7 +197,7 @@ impl Traffic {
 
     /// Ends the bodies that have not moved for too long. Returns when to look again, or `None` when the
     /// connection itself has been idle for too long.
-    pub(crate) fn review(&self, now: Instant) -> Option<Instant> {
+    fn review(&self, now: Instant) -> Option<Instant> {
         // A head that begins to arrive right after this look has its own limit.
         let mut next = now + self.head.min(self.idle);
         // Without the lock: the last holder of a body ends its call, which takes the lock itself.
@@ -321,6 +441,7 @@ mod tests {
     fn between_requests_only_an_arriving_head_is_urgent() {
         for (version, head_limit) in [(Version::HTTP_11, true), (Version::HTTP_2, false)] {
             let traffic = Traffic::new(HEAD, IDLE);
+            traffic.open();
             let start = Instant::now();
             assert!(traffic.review(start + HEAD / 2).is_some());
             assert!(traffic.review(start + HEAD).is_none(), "no first head");
@@ -344,6 +465,23 @@ mod tests {
                 "{version:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_idle_connection_finishes_then_closes() {
+        let connections = Connections::new(HEAD, IDLE);
+        let traffic = connections.add();
+        let start = Instant::now();
+        traffic.register(&Context::from_waker(Waker::noop()));
+        assert!(traffic.look_after(start) <= start + HEAD);
+        assert!(!traffic.is_told(Order::Finish));
+        let late = start + 2 * IDLE;
+        assert_eq!(traffic.look_after(late), late + LINGER);
+        assert!(traffic.is_told(Order::Finish) && !traffic.is_told(Order::Close));
+        traffic.look_after(late + LINGER);
+        assert!(traffic.is_told(Order::Close));
+        drop(traffic);
+        assert!(connections.open().is_empty());
     }
 
     #[test]
