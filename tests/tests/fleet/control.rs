@@ -238,7 +238,7 @@ async fn what_cannot_be_honoured_is_refused() -> Result<()> {
     let (fleet, host) = one_host(&[]).await?;
     let hello = fleet.push("http-hello").await?;
     let counter = fleet.push("http-counter").await?;
-    let needy = fleet.push("needs-blobstore").await?;
+    let needy = fleet.push("unserved").await?;
     let resources = |resources: Value| json!({ "localResources": resources });
     let cases: [(Workload, &[&str]); 10] = [
         (
