@@ -7,12 +7,12 @@
 //! | `GET /C?list`, `&skip=N`, `&len=N` | `list-objects`: one name a line, pages apart by an empty line |
 //! | `POST /C?delete-many` | `delete-objects` of the body's lines |
 //! | `GET /C/O`, `&start=N`, `&end=N` | `get-data`, as a stream; 404 if it does not exist |
-//! | `GET /C/O?sync`, `?size` | `get-data`, all at once; only its size |
+//! | `GET /C/O?sync`, `?size`, `?drain` | `get-data`, all at once; only its size; how much was read |
 //! | `GET /C/O?has`, `?info` | `has-object`; `object-info`: `NAME CONTAINER SIZE CREATED` |
 //! | `PUT /C/O` | `write-data` of the body, as a stream |
 //! | `PUT /C/O?abandon`, `?trap`, `?hang` | the same, and then not finished: dropped, trapped, never |
 //! | `PUT /C/O?late`, `?nowhere` | the body before `write-data`; without it |
-//! | `PUT /C/O?fill=N` | `write-data` of N mebibytes that all count up |
+//! | `PUT /C/O?fill=N`, `?bytes=N` | `write-data` of N mebibytes, or bytes: each mebibyte is of its number |
 //! | `DELETE /C/O` | `delete-object` |
 //! | `POST /C/O?copy=C2/O2`, `?move=C2/O2` | `copy-object`, `move-object` |
 //! | `POST /C/O?hoard=N` | N values of `get-data` at once: how many were given |
@@ -164,6 +164,7 @@ fn one(
             ))
         }
         Method::Get if has("size") => text(data()?.size()),
+        Method::Get if has("drain") => text(drain(data()?)?),
         Method::Get if has("sync") => {
             let bytes = IncomingValue::incoming_value_consume_sync(data()?)?;
             Ok(Answer::Text(
@@ -199,9 +200,11 @@ fn put(
     if !has("late") && !has("nowhere") {
         container.write_data(object, &value)?;
     }
-    match target.param("fill").and_then(|fill| fill.parse().ok()) {
-        Some(mebibytes) => fill(&mut output, mebibytes),
-        None => pass(request, &mut output)?,
+    if has("fill") || has("bytes") {
+        let bytes = target.number("fill", 0) << 20;
+        fill(&mut output, target.number("bytes", bytes));
+    } else {
+        pass(request, &mut output)?;
     }
     if has("late") {
         container.write_data(object, &value)?;
@@ -218,10 +221,26 @@ fn put(
 }
 
 /// Writes as much as the storage takes; why it took no more, `finish` tells.
-fn fill(output: &mut OutputStream, mebibytes: u32) {
-    for n in 0..mebibytes {
-        if output.write_all(&vec![n as u8; 1 << 20]).is_err() {
+fn fill(output: &mut OutputStream, bytes: u64) {
+    let mut left = bytes;
+    for n in 0_u64.. {
+        let piece = left.min(1 << 20);
+        if piece == 0 || output.write_all(&vec![n as u8; piece as usize]).is_err() {
             return;
+        }
+        left -= piece;
+    }
+}
+
+/// Reads all and gives it to nobody.
+fn drain(value: IncomingValue) -> Result<u64, String> {
+    let input = IncomingValue::incoming_value_consume_async(value)?;
+    let mut bytes = 0;
+    loop {
+        match input.blocking_read(1 << 20) {
+            Ok(piece) => bytes += piece.len() as u64,
+            Err(StreamError::Closed) => return Ok(bytes),
+            Err(StreamError::LastOperationFailed(why)) => return Err(why.to_debug_string()),
         }
     }
 }
