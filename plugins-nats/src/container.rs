@@ -6,7 +6,9 @@
 use async_nats::connection::State;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::object_store::ObjectInfo;
-use async_nats::jetstream::stream::{Config, DirectGetError, DirectGetErrorKind, Info, Stream};
+use async_nats::jetstream::stream::{
+    Config, DirectGetError, DirectGetErrorKind, Info, LastRawMessageErrorKind, Stream,
+};
 use async_nats::jetstream::{self, context::PublishAckFuture};
 use async_nats::{Client, header};
 use base64::Engine;
@@ -17,7 +19,7 @@ use capabilities::blobstore;
 use std::collections::VecDeque;
 use std::future::{Future, IntoFuture};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::OPERATION_TIMEOUT;
 use crate::exchange::{Error, Result, is_conflict, limited};
@@ -32,6 +34,9 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// What a chunk needs besides its bytes.
 const HEADERS_BYTES_MAX: usize = 8 << 10;
 
+/// How long a commit or delete that got no answer may still happen.
+const UNCERTAIN: Duration = Duration::from_secs(30);
+
 /// How many contents that no object has are remembered for removal; the oldest are forgotten first.
 const ORPHANS_MAX: usize = 1024;
 
@@ -42,13 +47,13 @@ pub(crate) struct Containers {
     orphans: Mutex<VecDeque<Orphan>>,
 }
 
-/// A content that was given up, whose chunks are to go.
+/// A content that was given up, whose chunks are to go unless it is the object's after all.
 #[derive(Clone)]
 pub(crate) struct Orphan {
-    pub(crate) container: String,
-    /// The object it was for, to be sure that it did not become its content after all.
-    pub(crate) object: String,
-    pub(crate) content: String,
+    container: String,
+    object: String,
+    content: String,
+    not_before: Instant,
 }
 
 /// A container that may exist.
@@ -66,6 +71,32 @@ pub(crate) struct Meta {
     pub(crate) sequence: u64,
     pub(crate) time: SystemTime,
     pub(crate) info: ObjectInfo,
+}
+
+impl Orphan {
+    pub(crate) fn new(container: &Container, object: &str, content: &str) -> Self {
+        Self {
+            container: container.name.clone(),
+            object: object.to_owned(),
+            content: content.to_owned(),
+            not_before: Instant::now(),
+        }
+    }
+
+    /// The same, when it is not yet known what it will be.
+    pub(crate) fn uncertain(self) -> Self {
+        Self {
+            not_before: Instant::now() + UNCERTAIN,
+            ..self
+        }
+    }
+}
+
+impl Meta {
+    /// Whether the object has this content.
+    pub(crate) fn has(&self, content: &str) -> bool {
+        !self.info.deleted && self.info.nuid == content
+    }
 }
 
 impl Containers {
@@ -107,12 +138,18 @@ impl Containers {
 
     /// Removes the chunks of contents given up, of `container` or all; what cannot go now is kept in mind.
     pub(crate) async fn sweep(&self, container: Option<&Container>) {
-        let of = |orphan: &&Orphan| container.is_none_or(|it| it.name == orphan.container);
-        let due: Vec<Orphan> = self.orphans().iter().filter(of).cloned().collect();
+        if !self.is_connected() {
+            return;
+        }
+        let now = Instant::now();
+        let is_due = |orphan: &&Orphan| {
+            orphan.not_before <= now && container.is_none_or(|it| it.name == orphan.container)
+        };
+        let due: Vec<Orphan> = self.orphans().iter().filter(is_due).cloned().collect();
         for orphan in due {
             let container = self.get(&orphan.container);
-            let removed = match container.meta(&orphan.object).await {
-                Ok(Some(meta)) if meta.info.nuid == orphan.content => Ok(()),
+            let removed = match container.meta_now(&orphan.object).await {
+                Ok(Some(meta)) if meta.has(&orphan.content) => Ok(()),
                 Ok(_) => container.purge(&orphan.content).await,
                 Err(error) => Err(error),
             };
@@ -167,6 +204,21 @@ impl Container {
     /// What `object` is, also when it was deleted.
     pub(crate) async fn meta(&self, object: &str) -> Result<Option<Meta>> {
         let last = self.last(&self.meta_subject(object)).await?;
+        last.map(|message| meta(&message)).transpose()
+    }
+
+    /// As [`meta`](Self::meta), and never what was before: it asks the stream's leader.
+    pub(crate) async fn meta_now(&self, object: &str) -> Result<Option<Meta>> {
+        let stream = self.stream()?;
+        let subject = self.meta_subject(object);
+        let last = async {
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => Ok(Some(message)),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let last = limited(&self.client, last).await?;
         last.map(|message| meta(&message)).transpose()
     }
 

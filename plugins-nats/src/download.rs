@@ -177,7 +177,7 @@ impl Download {
             };
             let now = self.container.meta(&self.info.name).await;
             let is_gone = match now {
-                Ok(now) => live(now).is_none_or(|now| now.info.nuid != self.info.nuid),
+                Ok(now) => !now.is_some_and(|now| now.has(&self.info.nuid)),
                 Err(exchange::Error::NoStream) => true,
                 Err(_) => false,
             };

@@ -5,8 +5,8 @@ use async_nats::jetstream::context::{
     GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::stream::{
-    ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind, PurgeError,
-    PurgeErrorKind,
+    ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind, LastRawMessageError,
+    LastRawMessageErrorKind, PurgeError, PurgeErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, StatusCode};
@@ -140,6 +140,11 @@ fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
     }
     if let Some(error) = error.downcast_ref::<ConsumerError>()
         && let ConsumerErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<LastRawMessageError>()
+        && let LastRawMessageErrorKind::JetStream(error) = error.kind()
     {
         return Some(error.error_code());
     }

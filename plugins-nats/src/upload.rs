@@ -9,28 +9,36 @@ use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::container::{Container, Containers, Meta, Orphan};
 
 /// How many chunks may be on their way to the server and not acknowledged.
 const CHUNKS_IN_FLIGHT: usize = 8;
 
-/// How long who lost a race waits before the next try.
-const CONTENTION_PAUSE: Duration = Duration::from_millis(5);
-
 /// A content on its way. Dropped before it is committed, its chunks are given up.
 struct Upload<'a> {
     containers: &'a Arc<Containers>,
     container: &'a Container,
-    content: Orphan,
-    committed: bool,
+    object: &'a str,
+    content: String,
+    stage: Stage,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Sending,
+    /// It may be the object's content already.
+    Committing,
+    Committed,
 }
 
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        if !self.committed {
-            self.containers.abandon(self.content.clone());
+        let orphan = Orphan::new(self.container, self.object, &self.content);
+        match self.stage {
+            Stage::Sending => self.containers.abandon(orphan),
+            Stage::Committing => self.containers.abandon(orphan.uncertain()),
+            Stage::Committed => {}
         }
     }
 }
@@ -44,20 +52,17 @@ pub(crate) async fn write(
     bytes_max: u64,
 ) -> Result<()> {
     // Says at once what would be found at the end.
-    container.meta(object).await?;
+    let last = container.meta(object).await?;
     containers.sweep(Some(container)).await;
     let mut upload = Upload {
         containers,
         container,
-        content: Orphan {
-            container: container.name().to_owned(),
-            object: object.to_owned(),
-            content: uuid::Uuid::new_v4().simple().to_string(),
-        },
-        committed: false,
+        object,
+        content: uuid::Uuid::new_v4().simple().to_string(),
+        stage: Stage::Sending,
     };
     let written = match upload.send(body, bytes_max).await {
-        Ok(info) => upload.commit(&info).await,
+        Ok(info) => upload.commit(&info, last).await,
         Err(error) => Err(error),
     };
     drop(upload);
@@ -80,7 +85,7 @@ pub(crate) async fn delete(
 ) -> Result<()> {
     containers.sweep(Some(container)).await;
     loop {
-        let Some(last) = live(container.meta(object).await?) else {
+        let Some(last) = live(container.meta_now(object).await?) else {
             return Ok(());
         };
         let tombstone = ObjectInfo {
@@ -89,9 +94,13 @@ pub(crate) async fn delete(
             deleted: true,
             ..last.info.clone()
         };
-        let Some(sequence) = container.set_meta(&tombstone, last.sequence).await? else {
-            tokio::time::sleep(CONTENTION_PAUSE).await;
-            continue;
+        let sequence = match container.set_meta(&tombstone, last.sequence).await {
+            Ok(Some(sequence)) => sequence,
+            Ok(None) => continue,
+            Err(error) => {
+                doubt(containers, container, object, &last.info);
+                return Err(error.into());
+            }
         };
         remove(containers, container, object, &last.info).await;
         // Who watches has seen it; kept, tombstones of names that never come again would be for ever.
@@ -116,18 +125,21 @@ async fn remove(
     info: &ObjectInfo,
 ) {
     if info.chunks > 0 && container.purge(&info.nuid).await.is_err() {
-        containers.abandon(Orphan {
-            container: container.name().to_owned(),
-            object: object.to_owned(),
-            content: info.nuid.clone(),
-        });
+        containers.abandon(Orphan::new(container, object, &info.nuid));
+    }
+}
+
+/// Removes the chunks of a content later, if it is not the object's any more then.
+fn doubt(containers: &Arc<Containers>, container: &Container, object: &str, info: &ObjectInfo) {
+    if info.chunks > 0 {
+        containers.abandon(Orphan::new(container, object, &info.nuid).uncertain());
     }
 }
 
 impl Upload<'_> {
     /// Sends all chunks and waits until they are stored.
     async fn send(&self, body: ByteStream, bytes_max: u64) -> Result<ObjectInfo> {
-        let content = &self.content.content;
+        let content = &self.content;
         let chunk_bytes = self.container.chunk_bytes();
         let mut body = chunks(body, chunk_bytes);
         let mut acks = VecDeque::with_capacity(CHUNKS_IN_FLIGHT);
@@ -152,7 +164,7 @@ impl Upload<'_> {
             self.container.stored(ack).await?;
         }
         Ok(ObjectInfo {
-            name: self.content.object.clone(),
+            name: self.object.to_owned(),
             description: None,
             metadata: HashMap::new(),
             headers: None,
@@ -171,24 +183,35 @@ impl Upload<'_> {
         })
     }
 
-    /// Makes the content the object's. What it had before, whose chunks are the caller's to remove.
-    async fn commit(&mut self, info: &ObjectInfo) -> Result<Option<ObjectInfo>> {
+    /// Makes the content the object's, whose `last` content may be outdated. What it had before, whose
+    /// chunks are the caller's to remove.
+    async fn commit(
+        &mut self,
+        info: &ObjectInfo,
+        mut last: Option<Meta>,
+    ) -> Result<Option<ObjectInfo>> {
         loop {
-            let last = self.container.meta(&info.name).await?;
             let expected = last.as_ref().map_or(0, |last| last.sequence);
+            self.stage = Stage::Committing;
             match self.container.set_meta(info, expected).await {
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    tokio::time::sleep(CONTENTION_PAUSE).await;
+                    self.stage = Stage::Sending;
+                    last = self.container.meta_now(&info.name).await?;
                     continue;
                 }
                 // Whether it was stored is not known. It may be.
-                Err(error) => match self.container.meta(&info.name).await {
-                    Ok(Some(now)) if now.info.nuid == info.nuid => {}
-                    _ => return Err(error.into()),
+                Err(error) => match self.container.meta_now(&info.name).await {
+                    Ok(Some(now)) if now.has(&info.nuid) => {}
+                    _ => {
+                        if let Some(last) = last {
+                            doubt(self.containers, self.container, self.object, &last.info);
+                        }
+                        return Err(error.into());
+                    }
                 },
             }
-            self.committed = true;
+            self.stage = Stage::Committed;
             return Ok(last.map(|last| last.info));
         }
     }
