@@ -8,6 +8,7 @@
 //! | [`starts`] | starting workloads beside bare NATS requests; the first start of an image |
 //! | [`density`] | an idle host, and hosts with up to 10,000 workloads |
 //! | [`keyvalue`] | key-value through components beside `async-nats` |
+//! | [`blob`] | objects through a component beside `async-nats` |
 //! | [`messaging`] | messages sent back beside `async-nats` |
 //! | [`instructions`] | instructions of a request, by callgrind |
 //! | [`invoke`] | the engine alone, for their sake |
@@ -33,6 +34,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+mod blob;
 mod density;
 mod http;
 mod instructions;
@@ -50,7 +52,7 @@ mod starts;
 const USAGE: &str = "\
 Usage: benches [ROW].. [OPTIONS]
 
-Rows: http, latency, overload, starts, density, keyvalue, messaging, instructions
+Rows: http, latency, overload, starts, density, keyvalue, blob, messaging, instructions
 
   --short       shows that it works, not how fast
   --rounds N    how often each side is measured, 3..=99 [default: 5; 3 with --short]
@@ -62,13 +64,14 @@ it; without them their rows are left out. `cargo xtask bench` sets both.
 ";
 
 /// What can be measured.
-const ROWS: [&str; 8] = [
+const ROWS: [&str; 9] = [
     "http",
     "latency",
     "overload",
     "starts",
     "density",
     "keyvalue",
+    "blob",
     "messaging",
     "instructions",
 ];
@@ -146,6 +149,7 @@ async fn all(options: &Options) -> Result<()> {
             "starts" => starts::measure(options).await,
             "density" => density::measure(options).await,
             "keyvalue" => keyvalue::measure(options).await,
+            "blob" => blob::measure(options).await,
             "messaging" => messaging::measure(options).await,
             _ => instructions::measure(options).await,
         };
@@ -190,7 +194,6 @@ fn parse(args: &[String]) -> Result<Options> {
             "--rounds" => rounds = Some(number(arg, value()?, 99)?),
             "--total" => total = Some(number(arg, value()?, 100_000_000)?),
             "--json" => json = Some(PathBuf::from(value()?)),
-            "blob" => bail!("there is no blobstore yet, so there is nothing of it to measure"),
             row if ROWS.contains(&row) => rows.push(row.to_owned()),
             other => bail!("there is no row and no option \"{other}\"\n\n{USAGE}"),
         }

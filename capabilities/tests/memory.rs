@@ -19,3 +19,10 @@ async fn messaging() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn blobstore() {
+    contract::blobstore::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}

@@ -7,7 +7,7 @@ use async_nats::connection::State;
 use async_nats::jetstream;
 use async_nats::jetstream::kv::{self, Operation};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use async_nats::jetstream::stream;
 use async_nats::{Client, header};
 use bytes::Bytes;
 use capabilities::BoxError;
@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::OPERATION_TIMEOUT;
-use crate::exchange::{is_conflict, limited};
+use crate::blueprint::{self, within};
+use crate::exchange::{self, is_conflict, limited};
 
 /// How many buckets are remembered; beyond that all are looked up again.
 const BUCKETS_MAX: usize = 1024;
@@ -76,8 +77,8 @@ impl Buckets {
         }
         match limited(&self.client, self.jetstream.get_key_value(name)).await {
             Ok(store) => Ok(self.remember(name, store)),
-            Err(Error::NoSuchBucket(_)) => Err(Error::NoSuchBucket(guest_name.to_owned())),
-            Err(error) => Err(error),
+            Err(exchange::Error::NoStream) => Err(Error::NoSuchBucket(guest_name.to_owned())),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -100,7 +101,8 @@ impl Buckets {
         match (created, self.find(name, guest_name).await) {
             // Another host may have made it, with other settings: that is as good.
             (_, Ok(bucket)) => Ok(bucket),
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            (Err(error), _) => Err(error.into()),
+            (Ok(_), Err(error)) => Err(error),
         }
     }
 
@@ -171,7 +173,7 @@ impl Bucket {
         match self.publish(key, message).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if is_conflict(&error) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -181,12 +183,12 @@ impl Bucket {
         if self.takes_ttl() && !self.keeps_history() {
             message = message.ttl(TOMBSTONE_TTL);
         }
-        self.publish(key, message).await.map(drop)
+        Ok(self.publish(key, message).await.map(drop)?)
     }
 
     /// All keys that have a value, encoded, in no order.
     pub(crate) async fn keys(&self) -> Result<kv::Keys> {
-        limited(&self.client, self.store.keys()).await
+        Ok(limited(&self.client, self.store.keys()).await?)
     }
 
     /// What `next` of the listing comes to, in time.
@@ -194,7 +196,7 @@ impl Bucket {
         &self,
         next: impl Future<Output = Result<T, E>>,
     ) -> Result<T> {
-        limited(&self.client, next).await
+        Ok(limited(&self.client, next).await?)
     }
 
     /// The largest value it takes now, in bytes.
@@ -224,7 +226,7 @@ impl Bucket {
             != 1
     }
 
-    async fn publish(&self, key: &str, message: PublishMessage) -> Result<u64> {
+    async fn publish(&self, key: &str, message: PublishMessage) -> exchange::Result<u64> {
         let prefix = self.store.put_prefix.as_ref().unwrap_or(&self.store.prefix);
         let publish = async {
             self.jetstream
@@ -241,38 +243,16 @@ pub(crate) struct Blueprint(stream::Config);
 
 impl Blueprint {
     pub(crate) fn read(settings: &Settings<'_>) -> Result<Self, OpenError> {
-        let within = |range: std::ops::RangeInclusive<u32>| {
-            move |value: &str| value.parse().ok().filter(|number| range.contains(number))
-        };
         let history = settings.parsed("history", "a number from 1 to 64", within(1..=64))?;
-        let replicas = settings.parsed("replicas", "a number from 1 to 5", within(1..=5))?;
-        let expected = "a time of at least 1s, like 90s, 10m, 12h or 7d";
-        let max_age = settings.parsed("ttl", expected, parse_ttl)?;
-        let max_bytes = settings.parsed("max_bytes", "a positive number of bytes", |value| {
-            value.parse().ok().filter(|bytes| *bytes > 0)
-        })?;
-        let storage = settings.parsed("storage", "file or memory", |value| match value {
-            "file" => Some(StorageType::File),
-            "memory" => Some(StorageType::Memory),
-            _ => None,
-        })?;
         let history = history.unwrap_or(1);
         Ok(Self(stream::Config {
             max_messages_per_subject: history.into(),
-            num_replicas: replicas.unwrap_or(1) as usize,
-            max_age: max_age.unwrap_or_default(),
-            max_bytes: max_bytes.unwrap_or(-1),
-            storage: storage.unwrap_or_default(),
-            // What makes a stream a bucket.
-            discard: DiscardPolicy::New,
-            allow_rollup: true,
             deny_delete: true,
-            allow_direct: true,
             // A server that does not know these (before 2.11) leaves them out.
             allow_message_ttl: true,
             // With both history and these, nats-server 2.15 lets no value expire.
             subject_delete_marker_ttl: (history == 1).then_some(TOMBSTONE_TTL),
-            ..stream::Config::default()
+            ..blueprint::stream(settings)?
         }))
     }
 
@@ -281,58 +261,6 @@ impl Blueprint {
             name: format!("KV_{bucket}"),
             subjects: vec![format!("$KV.{bucket}.>")],
             ..self.0.clone()
-        }
-    }
-}
-
-/// A whole number of seconds, or of what its last letter says.
-fn parse_ttl(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text.get(digits.len()..)? {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return None,
-    };
-    let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
-    let ttl = Duration::from_secs(seconds);
-    (ttl >= Duration::from_secs(1) && ttl <= capabilities::keyvalue::TTL_MAX).then_some(ttl)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ttls() {
-        for (text, seconds) in [
-            ("5", 5),
-            ("90s", 90),
-            ("10m", 600),
-            ("12h", 43_200),
-            ("7d", 604_800),
-        ] {
-            assert_eq!(
-                parse_ttl(text),
-                Some(Duration::from_secs(seconds)),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "s",
-            "0",
-            "0s",
-            "-1",
-            "1.5h",
-            "1w",
-            "1 h",
-            "1hm",
-            "99999999999d",
-            "é",
-        ] {
-            assert_eq!(parse_ttl(text), None, "{text}");
         }
     }
 }

@@ -5,15 +5,53 @@ use async_nats::jetstream::context::{
     GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::stream::{
-    ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind,
+    ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind, LastRawMessageError,
+    LastRawMessageErrorKind, PurgeError, PurgeErrorKind,
 };
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, StatusCode};
-use capabilities::BoxError;
-use capabilities::keyvalue::{Error, Result};
+use capabilities::{BoxError, blobstore, keyvalue};
 use std::future::Future;
 
 use crate::OPERATION_TIMEOUT;
+
+/// Why an exchange failed, before it is put in the words of a capability.
+#[derive(thiserror::Error, Debug)]
+pub(crate) enum Error {
+    #[error("no answer within {OPERATION_TIMEOUT:?}")]
+    Timeout,
+    #[error("NATS cannot be reached")]
+    Unavailable(#[source] BoxError),
+    /// The server says that the stream does not exist.
+    #[error("the stream does not exist")]
+    NoStream,
+    #[error("JetStream refused")]
+    Refused(#[source] BoxError),
+}
+
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<Error> for keyvalue::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Timeout => Self::Timeout(OPERATION_TIMEOUT),
+            Error::Unavailable(source) => Self::Unavailable(source),
+            Error::NoStream => Self::NoSuchBucket(String::new()),
+            Error::Refused(source) => Self::Internal(source),
+        }
+    }
+}
+
+impl From<Error> for blobstore::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Timeout => Self::Timeout(OPERATION_TIMEOUT),
+            Error::Unavailable(source) => Self::Unavailable(source),
+            Error::NoStream => Self::NoSuchContainer(String::new()),
+            Error::Refused(source) => Self::Internal(source),
+        }
+    }
+}
 
 /// What `exchange` comes to within [`OPERATION_TIMEOUT`], its error in our words.
 pub(crate) async fn limited<T, E: Into<BoxError>>(
@@ -26,17 +64,14 @@ pub(crate) async fn limited<T, E: Into<BoxError>>(
         Err(elapsed) => elapsed.into(),
     };
     Err(match what_happened(&*error) {
-        Happened::NoAnswer if client.connection_state() == State::Connected => {
-            Error::Timeout(OPERATION_TIMEOUT)
-        }
+        Happened::NoAnswer if client.connection_state() == State::Connected => Error::Timeout,
         Happened::NoAnswer => Error::Unavailable("not connected to NATS".into()),
-        Happened::NoStream => Error::NoSuchBucket(String::new()),
-        Happened::NoResponders => Error::Unavailable(Box::new(NoJetStream(error))),
-        Happened::Other => Error::Internal(error),
+        Happened::NoStream => Error::NoStream,
+        Happened::NoResponders => no_responders(error),
+        Happened::Other => Error::Refused(error),
     })
 }
 
-/// The usual cause is a server without JetStream, which it says only by silence.
 #[derive(thiserror::Error, Debug)]
 #[error("JetStream does not answer; it is not enabled (nats-server -js) or has no leader yet")]
 struct NoJetStream(#[source] BoxError);
@@ -108,12 +143,27 @@ fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
     {
         return Some(error.error_code());
     }
+    if let Some(error) = error.downcast_ref::<LastRawMessageError>()
+        && let LastRawMessageErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
+    if let Some(error) = error.downcast_ref::<PurgeError>()
+        && let PurgeErrorKind::JetStream(error) = error.kind()
+    {
+        return Some(error.error_code());
+    }
     None
+}
+
+/// The usual cause is a server without JetStream, which it says only by silence.
+pub(crate) fn no_responders(source: BoxError) -> Error {
+    Error::Unavailable(Box::new(NoJetStream(source)))
 }
 
 /// Whether a write failed because the expected message was not the last.
 pub(crate) fn is_conflict(error: &Error) -> bool {
-    let Error::Internal(source) = error else {
+    let Error::Refused(source) = error else {
         return false;
     };
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&**source);

@@ -8,24 +8,16 @@ use capabilities::keyvalue::{
 use capabilities::names;
 use capabilities::plugin::Scope;
 use futures::TryStreamExt;
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::OPERATION_TIMEOUT;
 use crate::bucket::{Blueprint, Bucket, Buckets};
 use crate::counter::Counters;
+use crate::listing::{Listings, Smallest};
 
 /// How long a listing may take.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many keys of one listing are kept for the pages after the first.
-const LISTING_KEYS_MAX: usize = 10_000;
-/// How many bytes of keys one of them is.
-const LISTING_BYTES_MAX: usize = 1 << 20;
-/// How many listings are kept for their next page, the newest ones.
-const LISTINGS_MAX: usize = 4;
-/// How long a listing is good for.
-const LISTING_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// One view of the buckets: that of who asked.
 pub(crate) struct Store {
@@ -34,19 +26,7 @@ pub(crate) struct Store {
     scope: Scope,
     /// How absent buckets are made; `None` when they are not.
     create: Option<Blueprint>,
-    listings: Mutex<VecDeque<Listing>>,
-}
-
-/// The keys after a page, sorted. NATS has no sorted scan: each listing reads all keys of the bucket.
-struct Listing {
-    bucket: String,
-    prefix: String,
-    /// The last key of the page before.
-    after: String,
-    rest: VecDeque<String>,
-    /// Whether the bucket has keys beyond `rest`.
-    more: bool,
-    taken: Instant,
+    listings: Listings,
 }
 
 impl Store {
@@ -61,7 +41,7 @@ impl Store {
             counters,
             scope,
             create,
-            listings: Mutex::default(),
+            listings: Listings::default(),
         }
     }
 
@@ -115,56 +95,16 @@ impl Store {
         Err(Error::Timeout(OPERATION_TIMEOUT))
     }
 
-    /// The smallest keys after `range.after`, at most [`LISTING_KEYS_MAX`], and whether there are more.
-    async fn list(
-        &self,
-        handle: &Bucket,
-        range: &KeyRange<'_>,
-    ) -> Result<(VecDeque<String>, bool)> {
+    /// The keys of `range`. NATS has no sorted scan: each listing reads all keys of the bucket.
+    async fn list(&self, handle: &Bucket, range: &KeyRange<'_>) -> Result<Smallest> {
         let mut keys = handle.keys().await?;
-        let mut smallest = BTreeSet::new();
-        let (mut more, mut bytes) = (false, 0);
+        let mut smallest = Smallest::default();
         while let Some(key) = handle.limited(keys.try_next()).await? {
-            let Some(key) = names::decode_key(&key) else {
-                continue;
-            };
-            if key.starts_with(range.prefix) && range.after.is_none_or(|after| key.as_str() > after)
-            {
-                let length = key.len();
-                if smallest.insert(key) {
-                    bytes += length;
-                }
-            }
-            while smallest.len() > LISTING_KEYS_MAX || bytes > LISTING_BYTES_MAX {
-                bytes -= smallest.pop_last().map_or(bytes, |key| key.len());
-                more = true;
+            if let Some(key) = names::decode_key(&key) {
+                smallest.offer(key, range);
             }
         }
-        Ok((smallest.into_iter().collect(), more))
-    }
-
-    /// What the page before left.
-    fn take_listing(&self, name: &str, range: &KeyRange<'_>) -> Option<Listing> {
-        let after = range.after?;
-        let mut listings = self.listings();
-        listings.retain(|listing| listing.taken.elapsed() < LISTING_AGE_MAX);
-        let found = listings.iter().position(|listing| {
-            listing.bucket == name && listing.prefix == range.prefix && listing.after == after
-        })?;
-        listings.remove(found)
-    }
-
-    fn keep_listing(&self, listing: Listing) {
-        let mut listings = self.listings();
-        listings.retain(|listing| listing.taken.elapsed() < LISTING_AGE_MAX);
-        if listings.len() >= LISTINGS_MAX {
-            listings.pop_front();
-        }
-        listings.push_back(listing);
-    }
-
-    fn listings(&self) -> MutexGuard<'_, VecDeque<Listing>> {
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(smallest)
     }
 }
 
@@ -208,28 +148,13 @@ impl KeyValueStore for Store {
 
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {
         let name = self.name(bucket)?;
-        let (mut rest, beyond) = match self.take_listing(&name, &range) {
-            Some(listing) => (listing.rest, listing.more),
-            None => {
-                let handle = self.buckets.find(&name, bucket).await?;
-                let list = tokio::time::timeout(LISTING_TIMEOUT, self.list(&handle, &range)).await;
-                let list = list.unwrap_or(Err(Error::Timeout(LISTING_TIMEOUT)));
-                self.checked(&name, bucket, list).await?
-            }
+        let list = async {
+            let handle = self.buckets.find(&name, bucket).await?;
+            let list = tokio::time::timeout(LISTING_TIMEOUT, self.list(&handle, &range)).await;
+            let list = list.unwrap_or(Err(Error::Timeout(LISTING_TIMEOUT)));
+            self.checked(&name, bucket, list).await
         };
-        let keys: Vec<String> = rest.drain(..range.limit.max(1).min(rest.len())).collect();
-        let more = beyond || !rest.is_empty();
-        if let Some(after) = keys.last().filter(|_| !rest.is_empty()) {
-            self.keep_listing(Listing {
-                bucket: name,
-                prefix: range.prefix.to_owned(),
-                after: after.clone(),
-                rest,
-                more: beyond,
-                taken: Instant::now(),
-            });
-        }
-        Ok(Page { keys, more })
+        self.listings.page(&name, &range, list).await
     }
 
     async fn increment(&self, bucket: &str, key: &str, delta: i64) -> Result<i64> {

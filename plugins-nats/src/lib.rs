@@ -1,11 +1,17 @@
-//! The capability traits over NATS: key-value in JetStream buckets, messages on core NATS.
+//! The capability traits over NATS: key-value and blobs in JetStream, messages on core NATS.
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `blueprint` | the settings that new streams are made with |
 //! | `bucket` | finds and creates buckets; reads and writes the last message of a key |
 //! | `counter` | lets concurrent additions to a key share one compare-and-swap |
 //! | `exchange` | one exchange with JetStream: its time limit, its errors |
-//! | `keyvalue` | `KeyValueStore` on these two |
+//! | `keyvalue` | `KeyValueStore` on these |
+//! | `container` | streams in the layout of object stores; contents given up |
+//! | `scan` | reads messages of a stream in batches, without a consumer |
+//! | `upload`, `download` | write and read one object, bounded in memory |
+//! | `blobstore` | `BlobStore` on these |
+//! | `listing` | sorted pages, for both |
 //! | `messaging` | `MessageBus` |
 //!
 //! Invariant: every operation ends within a time limit; one that waits for contention to pass ends when
@@ -13,6 +19,7 @@
 
 use async_nats::Client;
 use async_trait::async_trait;
+use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::keyvalue::KeyValueStore;
 use capabilities::messaging::MessageBus;
 use capabilities::plugin::{Ask, OpenError, Plugin};
@@ -20,30 +27,40 @@ use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod blobstore;
+mod blueprint;
 mod bucket;
+mod container;
 mod counter;
+mod download;
 mod exchange;
 mod keyvalue;
+mod listing;
 mod messaging;
+mod scan;
+mod upload;
 
 /// How long one exchange with the server may take.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value and messaging over one connection to NATS.
+/// Key-value, blobs and messaging over one connection to NATS.
 pub struct Nats {
     client: Client,
     buckets: Arc<bucket::Buckets>,
     counters: Arc<counter::Counters>,
+    containers: Arc<container::Containers>,
 }
 
 impl Nats {
     /// On `client`, which this plugin closes when it is closed itself.
     pub fn new(client: Client) -> Self {
         let buckets = Arc::new(bucket::Buckets::new(client.clone()));
+        let containers = Arc::new(container::Containers::new(client.clone()));
         Self {
             client,
             buckets,
             counters: Arc::default(),
+            containers,
         }
     }
 }
@@ -70,11 +87,33 @@ impl Plugin for Nats {
         )))
     }
 
+    /// Reads the settings `shared`, `create`, `max_object_bytes` and those a new container is made with:
+    /// `replicas`, `ttl`, `max_bytes` and `storage`, as for buckets.
+    async fn blobstore(&self, ask: &Ask<'_>) -> Result<Arc<dyn BlobStore>, OpenError> {
+        let scope = ask.scope()?;
+        let blueprint = blueprint::stream(&ask.settings)?;
+        let create = ask.settings.boolean("create")?.unwrap_or(true);
+        let bytes_max = blobs::bytes_max(&ask.settings)?;
+        Ok(Arc::new(blobstore::Store::new(
+            self.containers.clone(),
+            scope,
+            create.then_some(blueprint),
+            bytes_max,
+        )))
+    }
+
     async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
         Ok(Arc::new(messaging::Bus::new(self.client.clone())))
     }
 
     async fn close(&self) {
+        let sweep = self.containers.sweep(None);
+        if tokio::time::timeout(OPERATION_TIMEOUT, sweep)
+            .await
+            .is_err()
+        {
+            tracing::warn!("chunks of unfinished objects stay in their containers");
+        }
         let close = async {
             self.client.flush().await?;
             // It ends when the connection does.

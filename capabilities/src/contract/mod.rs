@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::BoxError;
 use crate::plugin::{Ask, Settings};
 
+pub mod blobstore;
 pub mod keyvalue;
 pub mod messaging;
 

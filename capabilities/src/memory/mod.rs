@@ -6,16 +6,19 @@
 use async_trait::async_trait;
 use std::sync::Arc;
 
+use crate::blobstore::{BlobStore, bytes_max};
 use crate::keyvalue::KeyValueStore;
 use crate::messaging::MessageBus;
 use crate::plugin::{Ask, OpenError, Plugin};
 
+mod blobstore;
 mod keyvalue;
 mod messaging;
 
-/// Key-value and messaging in this process.
+/// Key-value, blobs and messaging in this process.
 pub struct Memory {
     buckets: Arc<keyvalue::Buckets>,
+    containers: Arc<blobstore::Containers>,
     bus: Arc<messaging::Bus>,
 }
 
@@ -23,10 +26,12 @@ impl Memory {
     /// Empty.
     ///
     /// Units: `bytes_max` bounds what all buckets hold together: keys, values and 64 bytes for each;
-    /// a write that would exceed it fails.
+    /// a write that would exceed it fails. As much again may be held by all containers: names, objects
+    /// (also those being written, and replaced ones while they are read) and 256 bytes for each.
     pub fn new(bytes_max: usize) -> Self {
         Self {
             buckets: Arc::new(keyvalue::Buckets::new(bytes_max)),
+            containers: Arc::new(blobstore::Containers::new(bytes_max)),
             bus: Arc::default(),
         }
     }
@@ -49,6 +54,16 @@ impl Plugin for Memory {
             buckets: self.buckets.clone(),
             scope: ask.scope()?,
             create: ask.settings.boolean("create")?.unwrap_or(true),
+        }))
+    }
+
+    /// Reads the settings `shared`, `create` and `max_object_bytes`.
+    async fn blobstore(&self, ask: &Ask<'_>) -> Result<Arc<dyn BlobStore>, OpenError> {
+        Ok(Arc::new(blobstore::Store {
+            containers: self.containers.clone(),
+            scope: ask.scope()?,
+            create: ask.settings.boolean("create")?.unwrap_or(true),
+            object_bytes_max: bytes_max(&ask.settings)?,
         }))
     }
 

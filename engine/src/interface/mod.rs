@@ -3,6 +3,7 @@
 //! An [`Interface`] opens the capability that the workload configured and links functions that hold it.
 //! Nothing is looked up when a guest calls: the capability is in the closure.
 
+pub(crate) mod blobstore;
 pub(crate) mod config;
 pub(crate) mod http;
 pub(crate) mod keyvalue;
@@ -71,6 +72,7 @@ impl Default for Interfaces {
     fn default() -> Self {
         Self(Vec::new())
             .with(keyvalue::KeyValue)
+            .with(blobstore::Blobstore)
             .with(config::Config)
             .with(logging::Logging)
             .with(messaging::Messaging)

@@ -58,13 +58,7 @@ async fn an_import_that_is_not_declared_names_the_entry_to_add() {
 #[tokio::test]
 async fn an_import_that_nothing_serves_is_named() {
     let name = "acme:missing/thing@1.0.0";
-    match refused(
-        wasm("needs-blobstore"),
-        "needs-blobstore",
-        grant("not-served"),
-    )
-    .await
-    {
+    match refused(wasm("unserved"), "unserved", grant("not-served")).await {
         LinkError::NotServed { import, served } => {
             assert_eq!(import, name);
             assert!(served.contains("wasi:keyvalue@0.2.0-draft"), "{served}");
@@ -79,7 +73,7 @@ async fn an_import_that_nothing_serves_is_named() {
         interfaces: vec!["thing".to_owned()],
         ..WitInterface::default()
     }]);
-    let error = refused(wasm("needs-blobstore"), "needs-blobstore", declared).await;
+    let error = refused(wasm("unserved"), "unserved", declared).await;
     assert!(matches!(error, LinkError::NotServed { .. }), "{error:?}");
     for name in [
         "acme:thing/api@1.0.0",

@@ -6,6 +6,7 @@
 )]
 
 mod background;
+mod blobstore;
 mod bodies;
 mod compile;
 mod egress;

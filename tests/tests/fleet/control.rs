@@ -238,9 +238,9 @@ async fn what_cannot_be_honoured_is_refused() -> Result<()> {
     let (fleet, host) = one_host(&[]).await?;
     let hello = fleet.push("http-hello").await?;
     let counter = fleet.push("http-counter").await?;
-    let needy = fleet.push("needs-blobstore").await?;
+    let needy = fleet.push("unserved").await?;
     let resources = |resources: Value| json!({ "localResources": resources });
-    let cases: [(Workload, &[&str]); 10] = [
+    let cases: [(Workload, &[&str]); 11] = [
         (
             app("bad-hosts", &hello, resources(json!({ "allowedHosts": ["*foo", "ok.test", "http://x/path"] }))),
             &["invalid local_resources", "*foo", "http://x/path"],
@@ -248,6 +248,10 @@ async fn what_cannot_be_honoured_is_refused() -> Result<()> {
         (
             app("no-provider", &needy, json!({})).interface("acme:missing/thing@1.0.0", &[("password", "hunter2")]),
             &["requested interfaces that are not available on this host", "acme:missing"],
+        ),
+        (
+            app("asynchronous", &hello, json!({})).interface("wasmcloud:blobstore/blobstore@0.1.0", &[]),
+            &["requested interfaces that are not available on this host", "wasmcloud:blobstore"],
         ),
         (app("undeclared", &needy, json!({})), &["acme:missing"]),
         (app("undeclared-store", &counter, json!({})), &["wasi:keyvalue", "hostInterfaces"]),

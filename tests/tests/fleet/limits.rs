@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{HOST, app, one_host};
 
 /// The most memory the host's process ever had, in MiB.
-fn peak_mib(host: &Washlet) -> Result<u64> {
+pub(crate) fn peak_mib(host: &Washlet) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", host.pid()))?;
     let line = status
         .lines()

@@ -11,6 +11,7 @@ use fleet::{
 use serde_json::{Value, json};
 
 mod artifacts;
+mod blobstore;
 mod control;
 mod http;
 mod interfaces;

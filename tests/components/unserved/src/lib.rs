@@ -18,11 +18,11 @@ mod bindings {
     });
 }
 
-struct NeedsThing;
+struct Unserved;
 
-wasip2::http::proxy::export!(NeedsThing);
+wasip2::http::proxy::export!(Unserved);
 
-impl Guest for NeedsThing {
+impl Guest for Unserved {
     fn handle(_request: IncomingRequest, out: ResponseOutparam) {
         reply::text(out, 200, &thing::name());
     }

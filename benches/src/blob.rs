@@ -1,0 +1,177 @@
+//! Objects through a component beside `async-nats`: both write what they make themselves, and drop
+//! what they read.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::{
+    self,
+    object_store::{Config, ObjectStore},
+};
+use fleet::{washlet::Fleet, workload::Workload};
+use futures::future::try_join_all;
+use serde_json::json;
+use tokio::{io, time::timeout};
+
+use crate::{
+    Options,
+    load::{self, Connection, ROUND_MAX, Tickets},
+    proc,
+    report::{Bound, Row, Table, interleave},
+};
+
+const HOST: &str = "blob.test";
+const OURS: &str = "wash host";
+const BARE: &str = "async-nats";
+
+/// Objects of one size.
+struct Size {
+    name: &'static str,
+    bytes: u64,
+    /// How many are written or read at once.
+    callers: usize,
+    /// How many in a round.
+    total: u64,
+}
+
+/// The row `blob`.
+pub(crate) async fn measure(options: &Options) -> Result<Row> {
+    let fleet = Fleet::start().await?;
+    let host = fleet.host(&[]).await?;
+    let image = fleet.push("blob").await?;
+    let workload = Workload::new("blob")
+        .component("blob", &image, json!({}))
+        .interface("wasi:blobstore/blobstore,container,types@0.2.0-draft", &[])
+        .http(HOST);
+    host.run_well(&workload).await?;
+    let port = host.http_port();
+    let create = [post("/bench?create")];
+    let create = requests(port, 1, 1, &create).await;
+    create.context("failed to create a container")?;
+    let jetstream = jetstream::new(fleet.nats.client().await?);
+    let bucket = "bare".to_owned();
+    let config = Config {
+        bucket,
+        ..Default::default()
+    };
+    let store = jetstream.create_object_store(config).await?;
+
+    let mut row = Row::default();
+    for size in sizes(options) {
+        let object = |caller| format!("/bench/{}-{caller}", size.bytes);
+        let put = |caller| {
+            let path = format!("{}?bytes={}", object(caller), size.bytes);
+            load::put(HOST, &path, "")
+        };
+        let get = |caller| load::get(HOST, &format!("{}?drain", object(caller)));
+        let puts: Vec<_> = (0..size.callers).map(put).collect();
+        let gets: Vec<_> = (0..size.callers).map(get).collect();
+        // Writes first, so that there is something to read.
+        for (what, asked, is_write) in [("writes", &puts, true), ("reads", &gets, false)] {
+            let sides = [(OURS, true), (BARE, false)];
+            let figures = interleave(options.rounds, &sides, async |_, (_, through_host)| {
+                let before = proc::cpu(host.pid())?;
+                let rate = match through_host {
+                    true => requests(port, size.callers, size.total, asked).await?,
+                    false => bare(&store, &size, is_write).await?,
+                };
+                let used = proc::cpu(host.pid())?.saturating_sub(before);
+                let used = used.as_secs_f64() * 1e6 / load::real(size.total);
+                Ok((rate, through_host.then_some(used)))
+            })
+            .await?;
+            let title = format!(
+                "{what} of {} per second, {} at once",
+                size.name, size.callers
+            );
+            let mut table = Table::new("blob", title);
+            let title = format!("the host's CPU time of {what} of {} in µs each", size.name);
+            let mut cpu = Table::new("blob", title);
+            for ((name, _), rounds) in sides.iter().zip(figures) {
+                let (rates, times): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+                let times: Vec<f64> = times.into_iter().flatten().collect();
+                table = table.side(*name, rates);
+                if !times.is_empty() {
+                    cpu = cpu.side(*name, times);
+                }
+            }
+            table = table.peer(BARE);
+            if size.bytes >= 1 << 20 {
+                table = table.hope_over(OURS, BARE, Bound::AtLeast(0.8));
+            }
+            row.push(table);
+            row.push(cpu);
+        }
+    }
+    Ok(row)
+}
+
+fn sizes(options: &Options) -> [Size; 3] {
+    let (name, bytes) = match options.short {
+        true => ("8 MiB", 8 << 20),
+        false => ("100 MiB", 100 << 20),
+    };
+    let size = |name, bytes, callers, total| Size {
+        name,
+        bytes,
+        callers,
+        total,
+    };
+    [
+        size("1 KiB", 1 << 10, 32, options.total / 4),
+        size("1 MiB", 1 << 20, 8, (options.total / 64).max(8)),
+        size(name, bytes, 1, 3),
+    ]
+}
+
+fn post(path: &str) -> Vec<u8> {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 0\r\n\r\n");
+    head.into_bytes()
+}
+
+/// Sends one of `asked` for each caller, again and again; gives requests per second.
+async fn requests(port: u16, callers: usize, total: u64, asked: &[Vec<u8>]) -> Result<f64> {
+    round(callers, total, async |caller, tickets| {
+        let request = asked.get(caller).context("a caller without a request")?;
+        let mut connection = Connection::open(port).await?;
+        while tickets.take() {
+            let reply = connection.exchange(request).await?;
+            ensure!(reply.is_good(), "an answer has the status {}", reply.status);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The same by a client of NATS, each caller an object of its own.
+async fn bare(store: &ObjectStore, size: &Size, is_write: bool) -> Result<f64> {
+    round(size.callers, size.total, async |caller, tickets| {
+        let object = format!("{}-{caller}", size.bytes);
+        while tickets.take() {
+            if is_write {
+                let mut content = io::AsyncReadExt::take(io::repeat(1), size.bytes);
+                store.put(object.as_str(), &mut content).await?;
+            } else {
+                let mut content = store.get(&object).await?;
+                let bytes = io::copy(&mut content, &mut io::sink()).await?;
+                ensure!(bytes == size.bytes, "{bytes} bytes were read");
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn round(
+    callers: usize,
+    total: u64,
+    call: impl AsyncFn(usize, &Tickets) -> Result<()>,
+) -> Result<f64> {
+    let tickets = Tickets::new(total);
+    let began = Instant::now();
+    let calls = (0..callers).map(|caller| call(caller, &tickets));
+    timeout(ROUND_MAX, try_join_all(calls))
+        .await
+        .with_context(|| format!("a round took longer than {ROUND_MAX:?}"))??;
+    Ok(load::rate(total, began.elapsed()))
+}
