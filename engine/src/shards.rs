@@ -2,9 +2,11 @@
 //!
 //! A count that two cores change in turns costs each of them the way to the other's cache, and a request
 //! changes many. So what is counted per request (references, permits, idle instances) is there once for
-//! each core: a thread uses that of the core it runs on, and looks at the others only when it must.
+//! each core: guests run on as many threads as there are cores, each thread has a shard, and looks at the
+//! others only when it must. Threads get theirs in turns, when they first use one.
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The most shards: what is spread takes room in each workload.
@@ -48,20 +50,20 @@ impl<T> Shards<T> {
         &rest.unwrap_or(&self.first).0
     }
 
-    /// The index of the one for the core that this thread runs on.
-    pub fn index_here(&self) -> usize {
-        match self.count() {
-            1 => 0,
-            count => rustix::thread::sched_getcpu() % count,
+    fn index_here(&self) -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static TURN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
         }
+        TURN.with(|turn| turn % self.count())
     }
 
-    /// The one for the core that this thread runs on.
+    /// The one of this thread.
     pub fn here(&self) -> &T {
         self.at(self.index_here())
     }
 
-    /// All of them; that of the core that this thread runs on first.
+    /// All of them; that of this thread first.
     pub fn from_here(&self) -> impl Iterator<Item = &T> {
         let (count, here) = (self.count(), self.index_here());
         (here..here + count).map(move |index| self.at(index % count))
@@ -87,7 +89,7 @@ impl<T: ?Sized> Spread<T> {
         Self(Shards::new(count(), handle))
     }
 
-    /// A reference, counted for the core that this thread runs on.
+    /// A reference, counted in this thread's shard.
     pub fn handle(&self) -> Handle<T> {
         self.0.here().clone()
     }
@@ -97,7 +99,8 @@ impl<T: ?Sized> Deref for Spread<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.here()
+        // Nothing is counted, so it need not be this thread's: one that only looks takes no turn.
+        self.0.at(0)
     }
 }
 
