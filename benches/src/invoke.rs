@@ -33,6 +33,9 @@ const MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// # Errors
 /// When the component cannot be run, or a call fails.
 pub(crate) fn peer(warm: bool) -> Result<()> {
+    // As in a host: without a log, spans that nobody hears cost more.
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    log.with_env_filter("info").init();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let guest = runtime.block_on(load(warm))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

@@ -7,10 +7,6 @@
 //!
 //! Who gets none at once waits, in a queue of its own; the queues take turns. The places to wait are shared
 //! in the same way.
-//!
-//! Many permits are split by core ([`crate::shards`]): a request takes of its core's part, of the others
-//! when that refuses it, and waits at its own. A part that has nobody waiting gives what comes back to one
-//! that has.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,13 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-use crate::shards::{self, Shards};
-
 /// How many permits an asker may hold for each one that is free.
 const HELD_PER_FREE: usize = 3;
-
-/// The fewest permits of one part: with less, an asker would be refused early.
-const PART_MIN: usize = 64;
 
 /// The permits. Shape: clones are the same.
 #[derive(Clone)]
@@ -32,18 +23,9 @@ pub struct Permits(Arc<Inner>);
 
 struct Inner {
     next_id: AtomicU64,
-    parts: Shards<Part>,
-}
-
-#[derive(Default)]
-struct Part {
     state: Mutex<State>,
-    /// The same as in the state, to be read without its lock.
-    free: AtomicUsize,
-    waiting: AtomicUsize,
 }
 
-#[derive(Default)]
 struct State {
     free: usize,
     places: usize,
@@ -55,13 +37,11 @@ struct State {
 
 /// One asker. Shape: clones are the same asker.
 #[derive(Clone)]
-pub struct Share(Arc<Shards<Arc<Account>>>);
+pub struct Share(Arc<Account>);
 
-/// One asker in one part.
 struct Account {
     id: u64,
     permits: Permits,
-    part: usize,
     /// Changes under the lock of [`State`] only.
     held: AtomicUsize,
 }
@@ -82,103 +62,69 @@ fn admits(held: usize, free: usize) -> bool {
 impl Permits {
     /// `count` permits, and as many `places` to wait for one.
     pub fn new(count: usize, places: usize) -> Self {
-        let parts = shards::count().min(count / PART_MIN).max(1);
-        let portion = |all: usize, part: usize| all / parts + usize::from(part < all % parts);
-        let part = |part: usize| {
-            let free = portion(count, part);
-            let state = State {
-                free,
-                places: portion(places, part),
-                ..State::default()
-            };
-            Part {
-                state: Mutex::new(state),
-                free: free.into(),
-                ..Part::default()
-            }
-        };
         Self(Arc::new(Inner {
             next_id: AtomicU64::new(0),
-            parts: Shards::new(parts, part),
+            state: Mutex::new(State {
+                free: count,
+                places,
+                queues: HashMap::new(),
+                turns: VecDeque::new(),
+            }),
         }))
     }
 
     /// A new asker.
     pub fn share(&self) -> Share {
-        let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
-        let account = |part| {
-            Arc::new(Account {
-                id,
-                permits: self.clone(),
-                part,
-                held: AtomicUsize::new(0),
-            })
-        };
-        Share(Arc::new(Shards::new(self.0.parts.count(), account)))
+        Share(Arc::new(Account {
+            id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
+            permits: self.clone(),
+            held: AtomicUsize::new(0),
+        }))
     }
 
     /// How many are free.
     pub fn free(&self) -> usize {
-        let free = |part: &Part| part.free.load(Ordering::Relaxed);
-        self.0.parts.iter().map(free).sum()
+        self.state().free
     }
-}
 
-impl Part {
-    fn lock(&self) -> Locked<'_> {
-        Locked {
-            part: self,
-            state: self.state.lock().unwrap_or_else(PoisonError::into_inner),
-        }
-    }
-}
-
-/// The state of a part; what is read without the lock follows when it is let go.
-struct Locked<'a> {
-    part: &'a Part,
-    state: MutexGuard<'a, State>,
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.part.free.store(self.state.free, Ordering::Relaxed);
-        let waiting = self.state.turns.len();
-        // Hardly ever different: the line stays shared.
-        if self.part.waiting.load(Ordering::Relaxed) != waiting {
-            self.part.waiting.store(waiting, Ordering::Relaxed);
-        }
-    }
-}
-
-impl std::ops::Deref for Locked<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl std::ops::DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Share {
     /// A permit, now or within `wait`; `None` when there is none, or no place to wait for it.
     pub async fn take(&self, wait: Duration) -> Option<Permit> {
-        if let Some(permit) = self.0.from_here().find_map(Account::take) {
-            return Some(permit);
-        }
-        let account = self.0.here();
-        let receiver = match account.ask()? {
+        let receiver = match self.ask()? {
             Asked::Taken(permit) => return Some(permit),
             Asked::Queued(receiver) => receiver,
         };
-        let waiting = Waiting(account);
+        let waiting = Waiting(&self.0);
         let permit = tokio::time::timeout(wait, receiver).await;
         drop(waiting);
         permit.ok()?.ok()
+    }
+
+    fn ask(&self) -> Option<Asked> {
+        let account = &self.0;
+        let mut state = account.permits.state();
+        let queue = state.queues.get(&account.id).map_or(0, VecDeque::len);
+        // Not past those who wait already.
+        if queue == 0 && account.admitted(&mut state) {
+            drop(state);
+            return Some(Asked::Taken(Permit(Some(Arc::clone(account)))));
+        }
+        if !admits(queue, state.places) {
+            return None;
+        }
+        state.places -= 1;
+        let (sender, receiver) = oneshot::channel();
+        if queue == 0 {
+            state.turns.push_back(Arc::clone(account));
+        }
+        let queue = state.queues.entry(account.id).or_default();
+        queue.push_back(sender);
+        Some(Asked::Queued(receiver))
     }
 }
 
@@ -188,40 +134,6 @@ enum Asked {
 }
 
 impl Account {
-    fn lock(&self) -> Locked<'_> {
-        self.permits.0.parts.at(self.part).lock()
-    }
-
-    /// A permit, if nobody of this asker waits and it may have one more.
-    fn take(self: &Arc<Self>) -> Option<Permit> {
-        let mut state = self.lock();
-        let taken = !state.queues.contains_key(&self.id) && self.admitted(&mut state);
-        drop(state);
-        taken.then(|| Permit(Some(Arc::clone(self))))
-    }
-
-    /// A permit or a place to wait for it.
-    fn ask(self: &Arc<Self>) -> Option<Asked> {
-        let mut state = self.lock();
-        let queue = state.queues.get(&self.id).map_or(0, VecDeque::len);
-        // Not past those who wait already.
-        if queue == 0 && self.admitted(&mut state) {
-            drop(state);
-            return Some(Asked::Taken(Permit(Some(Arc::clone(self)))));
-        }
-        if !admits(queue, state.places) {
-            return None;
-        }
-        state.places -= 1;
-        let (sender, receiver) = oneshot::channel();
-        if queue == 0 {
-            state.turns.push_back(Arc::clone(self));
-        }
-        let queue = state.queues.entry(self.id).or_default();
-        queue.push_back(sender);
-        Some(Asked::Queued(receiver))
-    }
-
     /// Counts one more permit for this asker, if it may have it.
     fn admitted(&self, state: &mut State) -> bool {
         let admitted = admits(self.held.load(Ordering::Relaxed), state.free);
@@ -235,12 +147,6 @@ impl Account {
     fn give_back(&self, state: &mut State) {
         state.free += 1;
         self.held.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Another part where somebody waits.
-    fn in_need(&self) -> Option<&Part> {
-        let mut parts = self.permits.0.parts.iter();
-        parts.find(|part| part.waiting.load(Ordering::Relaxed) > 0)
     }
 }
 
@@ -289,19 +195,10 @@ impl State {
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(account) = self.0.take() else { return };
-        let mut state = account.lock();
+        let mut state = account.permits.state();
         account.give_back(&mut state);
         if !state.turns.is_empty() {
             state.hand_out();
-            return;
-        }
-        if let Some(other) = account.in_need() {
-            state.free -= 1;
-            // One lock at a time: two parts may be in need of each other.
-            drop(state);
-            let mut other = other.lock();
-            other.free += 1;
-            other.hand_out();
         }
     }
 }
@@ -311,7 +208,7 @@ struct Waiting<'a>(&'a Arc<Account>);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.permits.state();
         let state = &mut *state;
         let Some(queue) = state.queues.get_mut(&self.0.id) else {
             return;
@@ -339,10 +236,6 @@ mod tests {
 
     fn fill(share: &Share) -> Vec<Permit> {
         std::iter::from_fn(|| take(share)).collect()
-    }
-
-    fn state(permits: &Permits) -> Locked<'_> {
-        permits.0.parts.at(0).lock()
     }
 
     #[tokio::test]
@@ -400,8 +293,8 @@ mod tests {
             "{order:?}"
         );
         assert_eq!(permits.free(), 4);
-        assert!(state(&permits).queues.is_empty() && state(&permits).turns.is_empty());
-        assert_eq!(state(&permits).places, 100);
+        assert!(permits.state().queues.is_empty() && permits.state().turns.is_empty());
+        assert_eq!(permits.state().places, 100);
     }
 
     #[tokio::test(start_paused = true)]
@@ -411,7 +304,7 @@ mod tests {
         let permit = take(&a).unwrap();
         let gone = a.take(Duration::from_millis(10)).await;
         assert!(gone.is_none());
-        assert_eq!(state(&permits).places, 4);
+        assert_eq!(permits.state().places, 4);
         // Dropped while it waits, and dropped with the permit already sent.
         let dropped = {
             let mut waits = Box::pin(b.take(SOON));
@@ -421,7 +314,7 @@ mod tests {
         };
         assert_eq!(permits.free(), 0);
         drop(dropped);
-        assert_eq!((permits.free(), state(&permits).places), (1, 4));
+        assert_eq!((permits.free(), permits.state().places), (1, 4));
     }
 
     #[tokio::test(start_paused = true)]
@@ -438,34 +331,5 @@ mod tests {
             Box::pin(b.take(SOON)).as_mut().now_or_never().is_none(),
             "no place for b"
         );
-    }
-
-    #[tokio::test]
-    async fn a_part_gives_to_another_where_somebody_waits() {
-        let permits = Permits(Arc::new(Inner {
-            next_id: AtomicU64::new(0),
-            parts: Shards::new(2, |_| Part {
-                state: Mutex::new(State {
-                    free: 1,
-                    places: 4,
-                    ..State::default()
-                }),
-                free: 1.into(),
-                ..Part::default()
-            }),
-        }));
-        let share = permits.share();
-        let held = fill(&share);
-        assert_eq!((held.len(), permits.free()), (2, 0));
-        // Whichever part it waits in, the one of the two that comes back is good for it.
-        let mut kept = Vec::new();
-        for permit in held {
-            let mut waits = Box::pin(share.take(SOON));
-            assert!(futures::poll!(&mut waits).is_pending());
-            drop(permit);
-            kept.push(waits.await.unwrap());
-        }
-        drop(kept);
-        assert_eq!(permits.free(), 2);
     }
 }

@@ -1,7 +1,7 @@
 //! What every request changes, once for each core.
 //!
 //! A count that two cores change in turns costs each of them the way to the other's cache, and a request
-//! changes many. So what is counted per request (references, permits, idle instances) is there once for
+//! changes many. So what is counted per request (references, calls in flight, idle instances) is there once for
 //! each core: guests run on as many threads as there are cores, each thread has a shard, and looks at the
 //! others only when it must. Threads get theirs in turns, when they first use one.
 

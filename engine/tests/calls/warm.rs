@@ -37,6 +37,21 @@ async fn an_instance_serves_again_and_keeps_its_memory() {
 }
 
 #[tokio::test]
+async fn an_instance_serves_every_thread() {
+    let guest = reused(REUSE).await;
+    read(&guest, "/stain?mb=4").await;
+    // More threads than a workload has shards.
+    for _ in 0..9 {
+        let guest = guest.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(is_used(&guest))
+        });
+        assert!(thread.join().unwrap());
+    }
+}
+
+#[tokio::test]
 async fn an_instance_serves_no_more_calls_than_it_may() {
     let guest = reused(Reuse {
         calls_max: 2,
