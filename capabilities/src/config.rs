@@ -1,4 +1,7 @@
 //! Configuration values by key.
+//!
+//! Live configuration is a bucket of the key-value store of the same plugin: who writes a key there changes
+//! what the next call of a component reads.
 
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -6,7 +9,19 @@ use std::sync::Arc;
 
 use crate::BoxError;
 
+/// How many keys one live source may have.
+pub const KEYS_MAX: usize = 4_096;
+
+/// How many bytes of keys and values one live source may have.
+pub const BYTES_MAX: usize = 4 << 20;
+
+/// How soon a change is to be seen while the storage can be reached.
+pub const SEEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A source of configuration values.
+///
+/// Shape: what changes between two reads is up to the source; a live one shows a change within
+/// [`SEEN_WITHIN`], and while its storage is away what it had last.
 #[async_trait]
 pub trait ConfigSource: Send + Sync + 'static {
     /// The value of `key`; `None` when it is not set.
@@ -27,6 +42,12 @@ pub enum Error {
     /// The storage cannot be reached; trying again may help.
     #[error("configuration source unavailable")]
     Unavailable(#[source] BoxError),
+    /// A value that is no text.
+    #[error("the value of '{0}' is not UTF-8 text")]
+    NotText(String),
+    /// More than a live source may have, so that what is missing cannot be told from what is left out.
+    #[error("the bucket has more than {KEYS_MAX} keys or {BYTES_MAX} bytes; remove some")]
+    TooMuch,
     /// Anything else the storage's client said.
     #[error("configuration source error")]
     Internal(#[source] BoxError),

@@ -1,6 +1,7 @@
 //! How storages are registered, chosen and asked.
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,11 +35,17 @@ pub trait Plugin: Send + Sync + 'static {
         Err(OpenError::NotOffered("messaging"))
     }
 
-    /// A configuration source for who asks.
+    /// A live configuration source for who asks: the bucket that the setting `bucket` names.
     async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
         let _ = ask;
         Err(OpenError::NotOffered("config"))
     }
+
+    /// Keeps up to date what was opened and is to follow its storage.
+    ///
+    /// Shape: the host polls it, once, from its start until the last workload has stopped; one that has
+    /// nothing to do returns at once.
+    async fn run(&self) {}
 
     /// Sends what is buffered and ends connections; called once, after the last workload stopped.
     async fn close(&self) {}
@@ -149,6 +156,28 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// The value of `key`, which must be there; `expected` says what it takes.
+    ///
+    /// # Errors
+    /// [`OpenError::Setting`] when it is absent or empty.
+    pub fn required(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+    ) -> Result<&'a str, OpenError> {
+        self.text(key).ok_or(OpenError::Setting { key, expected })
+    }
+
+    /// What nobody has read.
+    pub fn unread(&self) -> BTreeMap<String, String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = self.values.iter();
+        unread
+            .filter(|(key, _)| !known.contains(key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
     /// Refuses keys that nobody has read.
     ///
     /// # Errors
@@ -220,6 +249,11 @@ impl Plugins {
                 name: name.to_owned(),
                 known: self.plugins.keys().copied().collect(),
             })
+    }
+
+    /// Runs every plugin; returns when all of them have.
+    pub async fn run(&self) {
+        join_all(self.plugins.values().map(|plugin| plugin.run())).await;
     }
 
     /// Closes every plugin, one after the other.

@@ -26,3 +26,10 @@ async fn blobstore() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn config() {
+    contract::config::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}

@@ -123,6 +123,8 @@ pub struct Washlet {
     workloads: Drain,
     listener: Drain,
     guests: Drain,
+    /// What plugins do between calls.
+    plugins: Drain,
 }
 
 impl Washlet {
@@ -146,6 +148,7 @@ impl Washlet {
         let workloads = Drain::new(Handle::current());
         let guests = guests.into();
         let listener = Drain::new(guests.clone());
+        let running = Drain::new(guests.clone());
         let guests = Drain::new(guests);
         let engine = Engine::new(
             engine::Config {
@@ -183,6 +186,7 @@ impl Washlet {
             }
         };
         clean(&control, artifacts.clone());
+        run(&running, engine.plugins().clone());
         let host = Host::new(Parts {
             identity: config.identity.clone(),
             engine,
@@ -204,6 +208,7 @@ impl Washlet {
             workloads,
             listener,
             guests,
+            plugins: running,
         })
     }
 
@@ -295,6 +300,7 @@ impl Washlet {
         warn("workloads", self.workloads.drain(left()).await);
         warn("calls", self.guests.drain(left()).await);
         tracing::info!("draining: plugins");
+        warn("plugins", self.plugins.drain(left()).await);
         if tokio::time::timeout(
             left().max(Duration::from_secs(1)),
             self.host.plugins().close(),
@@ -316,6 +322,17 @@ fn lost(
         Ok(Err(error)) => Err(Error::Control(error)),
         Err(_) => Err(Error::ControlEnded),
     }
+}
+
+/// Lets plugins follow their storages while there are guests.
+fn run(owner: &Drain, plugins: Plugins) {
+    let stop = owner.clone();
+    owner.spawn("plugins", async move {
+        tokio::select! {
+            () = plugins.run() => {}
+            () = stop.stopping() => {}
+        }
+    });
 }
 
 /// The cleaner: gives back disk that nobody uses.

@@ -11,6 +11,7 @@ use crate::BoxError;
 use crate::plugin::{Ask, Settings};
 
 pub mod blobstore;
+pub mod config;
 pub mod keyvalue;
 pub mod messaging;
 

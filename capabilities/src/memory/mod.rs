@@ -7,15 +7,17 @@ use async_trait::async_trait;
 use std::sync::Arc;
 
 use crate::blobstore::{BlobStore, bytes_max};
+use crate::config::ConfigSource;
 use crate::keyvalue::KeyValueStore;
 use crate::messaging::MessageBus;
 use crate::plugin::{Ask, OpenError, Plugin};
 
 mod blobstore;
+mod config;
 mod keyvalue;
 mod messaging;
 
-/// Key-value, blobs and messaging in this process.
+/// Key-value, blobs, messaging and live configuration in this process.
 pub struct Memory {
     buckets: Arc<keyvalue::Buckets>,
     containers: Arc<blobstore::Containers>,
@@ -64,6 +66,18 @@ impl Plugin for Memory {
             scope: ask.scope()?,
             create: ask.settings.boolean("create")?.unwrap_or(true),
             object_bytes_max: bytes_max(&ask.settings)?,
+        }))
+    }
+
+    /// Reads the settings `bucket`, `shared` and `create`.
+    async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
+        let bucket = ask.settings.required("bucket", "the name of a bucket")?;
+        let store = self.keyvalue(ask).await?;
+        let opened = store.open(bucket).await;
+        opened.map_err(|error| OpenError::Storage(error.into()))?;
+        Ok(Arc::new(config::Bucket {
+            store,
+            name: bucket.to_owned(),
         }))
     }
 

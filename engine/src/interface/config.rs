@@ -1,4 +1,5 @@
-//! `wasi:config/store@0.2.0-rc.1`: the component's own values over those of the host interface entry.
+//! `wasi:config/store@0.2.0-rc.1`: a live bucket over the component's own values over those of the host
+//! interface entry.
 
 use async_trait::async_trait;
 use capabilities::config::{ConfigSource, Layered};
@@ -9,7 +10,7 @@ use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::Ctx;
-use crate::wit::{Served, WitName};
+use crate::wit::{Served, WitInterface, WitName};
 use bindings::named_imports::wasi::config::store;
 use bindings::wasi::config::store::Error;
 
@@ -45,20 +46,13 @@ impl Interface for Config {
         imports: &[WitName],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let mut layers: Vec<Arc<dyn ConfigSource>> = Vec::new();
         let entry = imports.first().and_then(|import| need.entry(import));
-        if let Some(entry) = entry.filter(|entry| entry.config.contains_key("backend")) {
-            layers.push(
-                need.open("config", entry, &[], |plugin, ask| async move {
-                    plugin.config(&ask).await
-                })
-                .await?,
-            );
-        }
-        layers.push(Arc::new(need.config.clone()));
-        layers.push(Arc::new(
-            entry.map_or_else(BTreeMap::new, |entry| entry.config.clone()),
-        ));
+        let (live, values) = match entry {
+            Some(entry) => open(need, entry).await?,
+            None => (None, BTreeMap::new()),
+        };
+        let own: [Arc<dyn ConfigSource>; 2] = [Arc::new(need.config.clone()), Arc::new(values)];
+        let layers = live.into_iter().chain(own).collect();
         let route = Arc::new(Layered::new(layers));
         imports.iter().try_for_each(|import| {
             instance(linker, import, |instance| {
@@ -69,6 +63,27 @@ impl Interface for Config {
                 )
             })
         })
+    }
+}
+
+/// The live source that an entry with a `backend` names, and the values of the entry itself.
+async fn open(
+    need: &Need<'_>,
+    entry: &WitInterface,
+) -> Result<(Option<Arc<dyn ConfigSource>>, BTreeMap<String, String>), InterfaceError> {
+    if !entry.config.contains_key("backend") {
+        return Ok((None, entry.config.clone()));
+    }
+    let ask = need.ask(entry, &[]);
+    let live = async { need.plugins.select(&ask.settings)?.config(&ask).await };
+    match live.await {
+        // What says where the source is is no value; all else is.
+        Ok(live) => Ok((Some(live), ask.settings.unread())),
+        Err(source) => Err(InterfaceError::Open {
+            capability: "config",
+            entry: entry.to_string(),
+            source,
+        }),
     }
 }
 

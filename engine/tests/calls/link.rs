@@ -1,9 +1,11 @@
 //! Imports are served when the workload declares them, as it configured them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use capabilities::plugin::OpenError;
+use capabilities::keyvalue::{Guard, Put};
+use capabilities::plugin::{Ask, OpenError, Settings};
 use engine::interface::InterfaceError;
 use engine::wit::WitInterface;
 use engine::{Grant, LinkError};
@@ -141,6 +143,62 @@ async fn config_of_the_component_is_above_that_of_the_entry() {
     assert_eq!(read(&guest, "/?env").await, "COLOUR=green\nEMPTY=\n");
     let (status, _) = text(get(&guest, "/COLOUR").await.unwrap()).await;
     assert_eq!(status, 404);
+}
+
+#[tokio::test]
+async fn a_live_bucket_is_above_all_config_and_read_anew_by_each_call() {
+    let mut grant = grant("live");
+    let bucket = [
+        ("backend", "memory"),
+        ("bucket", "app"),
+        ("a", "entry"),
+        ("b", "entry"),
+    ];
+    grant.declared = entry("config", &["store"], &bucket);
+    grant.config = pairs(&[("a", "component")]);
+    grant.reuse.instances_max = 1;
+    let guest = start(shared(), "config-reader", grant).await;
+    // Where the bucket is says the entry to the host, not to the guest.
+    assert_eq!(read(&guest, "/").await, "a=component\nb=entry\n");
+    let none = BTreeMap::new();
+    let ask = Ask {
+        namespace: "live",
+        workload: "live",
+        component: "writer",
+        flat_names: false,
+        settings: Settings::new(&none),
+    };
+    let plugin = shared().plugins().select(&ask.settings).unwrap();
+    let store = plugin.keyvalue(&ask).await.unwrap();
+    for value in ["one", "two"] {
+        let put = Put {
+            key: "a",
+            value: value.into(),
+            guard: Guard::Any,
+            ttl: None,
+        };
+        store.put("app", put).await.unwrap();
+        assert_eq!(read(&guest, "/").await, format!("a={value}\nb=entry\n"));
+    }
+    store.delete("app", "a").await.unwrap();
+    assert_eq!(read(&guest, "/a").await, "component\n");
+}
+
+#[tokio::test]
+async fn live_config_needs_a_bucket() {
+    let mut grant = grant("no-bucket");
+    grant.declared = entry(
+        "config",
+        &["store"],
+        &[("backend", "memory"), ("bukket", "app")],
+    );
+    let error = refused(wasm("config-reader"), "config-reader", grant).await;
+    match error {
+        LinkError::Interface(InterfaceError::Open { source, .. }) => {
+            assert!(matches!(source, OpenError::Setting { key: "bucket", .. }));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
