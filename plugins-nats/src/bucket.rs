@@ -5,6 +5,7 @@
 
 use async_nats::connection::State;
 use async_nats::jetstream;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, push};
 use async_nats::jetstream::kv::{self, Operation};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use crate::OPERATION_TIMEOUT;
 use crate::blueprint::{self, within};
+use crate::config::HEARTBEAT;
 use crate::exchange::{self, is_conflict, limited};
 
 /// How many buckets are remembered; beyond that all are looked up again.
@@ -189,6 +191,35 @@ impl Bucket {
     /// All keys that have a value, encoded, in no order.
     pub(crate) async fn keys(&self) -> Result<kv::Keys> {
         Ok(limited(&self.client, self.store.keys()).await?)
+    }
+
+    /// Sends `inbox` the last message of every key and then all that follow; how many of them are not new.
+    ///
+    /// Shape: the server forgets the consumer when nobody listens.
+    pub(crate) async fn follow(&self, inbox: &str) -> Result<u64> {
+        let consumer = push::Config {
+            deliver_subject: inbox.to_owned(),
+            description: Some("live configuration".to_owned()),
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::None,
+            filter_subject: format!("{}>", self.prefix()),
+            flow_control: true,
+            idle_heartbeat: HEARTBEAT,
+            num_replicas: 1,
+            memory_storage: true,
+            inactive_threshold: 2 * HEARTBEAT,
+            ..push::Config::default()
+        };
+        let created = self.store.stream.create_consumer(consumer);
+        let consumer = limited(&self.client, created).await?;
+        let info = consumer.cached_info();
+        // Some may be on their way already.
+        Ok(info.num_pending + info.delivered.consumer_sequence)
+    }
+
+    /// What the subjects of its keys begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.store.prefix
     }
 
     /// What `next` of the listing comes to, in time.

@@ -1,4 +1,5 @@
-//! The capability traits over NATS: key-value and blobs in JetStream, messages on core NATS.
+//! The capability traits over NATS: key-value, live configuration and blobs in JetStream, messages on core
+//! NATS.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -7,6 +8,7 @@
 //! | `counter` | lets concurrent additions to a key share one compare-and-swap |
 //! | `exchange` | one exchange with JetStream: its time limit, its errors |
 //! | `keyvalue` | `KeyValueStore` on these |
+//! | `config` | `ConfigSource`: copies of buckets that follow them |
 //! | `container` | streams in the layout of object stores; contents given up |
 //! | `scan` | reads messages of a stream in batches, without a consumer |
 //! | `upload`, `download` | write and read one object, bounded in memory |
@@ -20,8 +22,10 @@
 use async_nats::Client;
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
+use capabilities::config::ConfigSource;
 use capabilities::keyvalue::KeyValueStore;
 use capabilities::messaging::MessageBus;
+use capabilities::names;
 use capabilities::plugin::{Ask, OpenError, Plugin};
 use futures::StreamExt;
 use std::sync::Arc;
@@ -30,6 +34,7 @@ use std::time::Duration;
 mod blobstore;
 mod blueprint;
 mod bucket;
+mod config;
 mod container;
 mod counter;
 mod download;
@@ -43,11 +48,12 @@ mod upload;
 /// How long one exchange with the server may take.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value, blobs and messaging over one connection to NATS.
+/// Key-value, live configuration, blobs and messaging over one connection to NATS.
 pub struct Nats {
     client: Client,
     buckets: Arc<bucket::Buckets>,
     counters: Arc<counter::Counters>,
+    copies: config::Copies,
     containers: Arc<container::Containers>,
 }
 
@@ -56,10 +62,12 @@ impl Nats {
     pub fn new(client: Client) -> Self {
         let buckets = Arc::new(bucket::Buckets::new(client.clone()));
         let containers = Arc::new(container::Containers::new(client.clone()));
+        let copies = config::Copies::new(client.clone(), buckets.clone());
         Self {
             client,
             buckets,
             counters: Arc::default(),
+            copies,
             containers,
         }
     }
@@ -102,8 +110,29 @@ impl Plugin for Nats {
         )))
     }
 
+    /// Reads the settings `bucket`, and those of key-value.
+    async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
+        let bucket = ask.settings.required("bucket", "the name of a bucket")?;
+        let blueprint = bucket::Blueprint::read(&ask.settings)?;
+        let create = ask.settings.boolean("create")?.unwrap_or(true);
+        let create = create.then_some(&blueprint);
+        let scope = ask.scope()?;
+        let copy = async {
+            let name = names::bucket(&scope, bucket)?;
+            self.copies.open(&name, bucket, create).await
+        };
+        match copy.await {
+            Ok(copy) => Ok(copy),
+            Err(error) => Err(OpenError::Storage(error.into())),
+        }
+    }
+
     async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
         Ok(Arc::new(messaging::Bus::new(self.client.clone())))
+    }
+
+    async fn run(&self) {
+        self.copies.run().await;
     }
 
     async fn close(&self) {

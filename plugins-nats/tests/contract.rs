@@ -89,6 +89,23 @@ async fn keyvalue_with_history() {
     contract::keyvalue::run(&plugin, &settings).await.unwrap();
 }
 
+#[tokio::test]
+async fn config() {
+    let server = NatsServer::start().await.unwrap();
+    let plugin = plugin(&server).await;
+    contract::config::run(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn config_with_history_in_memory() {
+    let server = NatsServer::start().await.unwrap();
+    let plugin = plugin(&server).await;
+    let settings = settings(&[("history", "5"), ("storage", "memory")]);
+    contract::config::run(&plugin, &settings).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messaging() {
     let server = NatsServer::start().await.unwrap();
