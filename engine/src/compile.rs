@@ -12,8 +12,15 @@ use crate::wit::WitName;
 pub struct Compiled {
     digest: String,
     pub(crate) component: Component,
-    imports: Vec<String>,
+    imports: Vec<Imported>,
     exports: Vec<String>,
+}
+
+/// An import as the component has it.
+pub(crate) struct Imported {
+    pub(crate) name: String,
+    /// The interface that it says to be.
+    pub(crate) implements: Option<String>,
 }
 
 impl Compiled {
@@ -22,8 +29,7 @@ impl Compiled {
         &self.digest
     }
 
-    /// The names of its imports.
-    pub fn imports(&self) -> &[String] {
+    pub(crate) fn imports(&self) -> &[Imported] {
         &self.imports
     }
 
@@ -85,14 +91,21 @@ pub(crate) async fn compile(
         let ty = component.component_type();
         let imports = ty
             .imports(&engine)
-            .map(|(name, _)| name.to_owned())
+            .map(|(name, item)| Imported {
+                name: name.to_owned(),
+                implements: item.implements.map(str::to_owned),
+            })
             .collect::<Vec<_>>();
         let exports = ty
             .exports(&engine)
             .filter(|(_, item)| !matches!(item.ty, ComponentItem::Type(_)))
             .map(|(name, _)| name.to_owned())
             .collect::<Vec<_>>();
-        match imports.iter().chain(&exports).find(|name| needs_p3(name)) {
+        let imported = imports.iter().flat_map(|import| {
+            let implements = import.implements.iter();
+            std::iter::once(&import.name).chain(implements)
+        });
+        match imported.chain(&exports).find(|name| needs_p3(name)) {
             Some(name) => Err(CompileError::Async(name.clone())),
             None => Ok(Arc::new(Compiled {
                 digest,

@@ -10,11 +10,11 @@ use crate::compile::Compiled;
 use crate::ctx::Owner;
 use crate::interface::http::{Egress, Turns};
 use crate::interface::messaging::MessagingHandlerPre;
-use crate::interface::{InterfaceError, Need};
+use crate::interface::{Interface, InterfaceError, Need};
 use crate::limits::MemoryBudget;
 use crate::runnable::{Recipe, Runnable};
 use crate::warm::Reuse;
-use crate::wit::{WitInterface, WitName};
+use crate::wit::{Import, WitInterface, WitName};
 
 /// Packages of WASI 0.2 that are always linked.
 const ALWAYS: [&str; 7] = [
@@ -73,9 +73,30 @@ pub enum LinkError {
         /// For the entry to add.
         interface: String,
     },
-    /// A label (an import that implements an interface under another name).
-    #[error("import '{0}' is labelled; this host serves plain imports only so far")]
-    Labelled(String),
+    /// A label of an interface that is the same for all who import it.
+    #[error(
+        "import '{label}' is a label of '{import}', of which there is only one; import it by its own name"
+    )]
+    NoLabels {
+        /// The label.
+        label: String,
+        /// The interface.
+        import: String,
+    },
+    /// A label that no entry is named after.
+    #[error(
+        "no {namespace}:{package} backend bound for import '{label}'; add to the workload's hostInterfaces: {{name: {label}, namespace: {namespace}, package: {package}, interfaces: [{interface}]}}"
+    )]
+    NoBackend {
+        /// The label.
+        label: String,
+        /// For the entry to add.
+        namespace: String,
+        /// For the entry to add.
+        package: String,
+        /// For the entry to add.
+        interface: String,
+    },
     /// An interface refused.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
@@ -97,30 +118,24 @@ pub(crate) async fn link(
         plugins: &inner.plugins,
         flat_names: inner.config.flat_names,
     };
-    let mut by_interface: BTreeMap<usize, Vec<WitName>> = BTreeMap::new();
-    for import in compiled.imports() {
-        let Some(name) = WitName::parse(import) else {
-            return Err(match import.contains([':', '/']) {
-                true => not_served(engine, import),
-                false => LinkError::Labelled(import.clone()),
-            });
+    let mut by_interface: BTreeMap<usize, Vec<Import>> = BTreeMap::new();
+    for imported in compiled.imports() {
+        let (name, implements) = (&imported.name, imported.implements.as_deref());
+        let Some(import) = Import::parse(name, implements) else {
+            return Err(not_served(engine, implements.unwrap_or(name)));
         };
-        if name.namespace == "wasi" && ALWAYS.contains(&name.package.as_str()) {
-            continue;
+        let wit = &import.wit;
+        let always = wit.namespace == "wasi" && ALWAYS.contains(&wit.package.as_str());
+        match &import.label {
+            Some(label) if always => return Err(no_labels(label, wit)),
+            None if always => continue,
+            _ => {}
         }
-        let Some(index) = inner.interfaces.find(&name) else {
-            return Err(not_served(engine, import));
+        let Some((index, interface)) = inner.interfaces.find(wit) else {
+            return Err(not_served(engine, &wit.to_string()));
         };
-        // An interface of types alone asks nothing of the host.
-        if name.interface != "types" && need.entry(&name).is_none() {
-            return Err(LinkError::Undeclared {
-                import: import.clone(),
-                namespace: name.namespace,
-                package: name.package,
-                interface: name.interface,
-            });
-        }
-        by_interface.entry(index).or_default().push(name);
+        check(&import, &**interface, &need)?;
+        by_interface.entry(index).or_default().push(import);
     }
 
     let mut linker = inner.linker.clone();
@@ -163,6 +178,45 @@ pub(crate) async fn link(
         memory: MemoryBudget::new(grant.memory_bytes_max),
     };
     Ok(Runnable::new(recipe, grant.reuse))
+}
+
+/// Refuses what no entry of the workload covers.
+fn check(import: &Import, interface: &dyn Interface, need: &Need<'_>) -> Result<(), LinkError> {
+    let wit = &import.wit;
+    let (namespace, package) = (wit.namespace.clone(), wit.package.clone());
+    let named = wit.interface.clone();
+    match &import.label {
+        Some(label) if !interface.labels().contains(&wit.interface.as_str()) => {
+            Err(no_labels(label, wit))
+        }
+        Some(label) if need.entry(import).is_none() => Err(LinkError::NoBackend {
+            label: label.clone(),
+            namespace,
+            package,
+            interface: named,
+        }),
+        Some(_) => Ok(()),
+        // An interface of types alone asks nothing of the host.
+        None if wit.interface == "types" || need.entry(import).is_some() => Ok(()),
+        None if interface.reaches_named()
+            && need.entries(std::slice::from_ref(import)).next().is_some() =>
+        {
+            Ok(())
+        }
+        None => Err(LinkError::Undeclared {
+            import: import.to_string(),
+            namespace,
+            package,
+            interface: named,
+        }),
+    }
+}
+
+fn no_labels(label: &str, wit: &WitName) -> LinkError {
+    LinkError::NoLabels {
+        label: label.to_owned(),
+        import: wit.to_string(),
+    }
 }
 
 fn not_served(engine: &Engine, import: &str) -> LinkError {

@@ -50,6 +50,8 @@ impl Layout {
     pub(crate) fn config(self) -> wasmtime::Config {
         let mut config = wasmtime::Config::new();
         config.epoch_interruption(true);
+        // Labelled imports: one interface, several backends.
+        config.wasm_component_model_implements(true);
         // Only WASI 0.2 runs on this engine, and it pays for concurrency support without using it.
         config.concurrency_support(false);
         if self == Self::Checked {

@@ -53,6 +53,41 @@ impl fmt::Display for WitName {
     }
 }
 
+/// One import of a component that is an interface, by the interface's own name or by a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// What the component calls it, if that is not the interface's name.
+    pub label: Option<String>,
+    /// The interface.
+    pub wit: WitName,
+}
+
+impl Import {
+    /// An import called `name` that says to implement `implements`; `None` when it is no interface.
+    pub fn parse(name: &str, implements: Option<&str>) -> Option<Self> {
+        Some(match implements {
+            Some(interface) => Self {
+                label: Some(name.to_owned()),
+                wit: WitName::parse(interface)?,
+            },
+            None => Self {
+                label: None,
+                wit: WitName::parse(name)?,
+            },
+        })
+    }
+}
+
+/// Shape: as the component calls it.
+impl fmt::Display for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.label {
+            Some(label) => f.write_str(label),
+            None => self.wit.fmt(f),
+        }
+    }
+}
+
 /// Whether a thing of version `a` serves where `b` is wanted, by the component model's canonical versions.
 ///
 /// Shape: same major above 0, same minor for 0.x, exact for 0.0.x and pre-releases; no version is any.
@@ -73,6 +108,9 @@ pub fn compatible(a: Option<&Version>, b: Option<&Version>) -> bool {
 /// One host interface entry of a workload: what it asks of the host, and how.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct WitInterface {
+    /// The label of the imports it serves, and for keys and values the bucket that is asked for; empty for
+    /// plain imports.
+    pub name: String,
     /// `wasi`
     pub namespace: String,
     /// `keyvalue`
@@ -86,6 +124,11 @@ pub struct WitInterface {
 }
 
 impl WitInterface {
+    /// Whether it is the entry without a name of `namespace:package`.
+    pub fn is_plain(&self, namespace: &str, package: &str) -> bool {
+        self.name.is_empty() && self.namespace == namespace && self.package == package
+    }
+
     /// Whether `name` belongs to this entry's package, in a version that serves.
     pub fn covers(&self, name: &WitName) -> bool {
         name.is_of(&self.namespace, &self.package)
@@ -102,9 +145,12 @@ impl fmt::Display for WitInterface {
             self.package,
             self.interfaces.join(",")
         )?;
-        match &self.version {
-            Some(version) => write!(f, "@{version}"),
-            None => Ok(()),
+        if let Some(version) = &self.version {
+            write!(f, "@{version}")?;
+        }
+        match self.name.as_str() {
+            "" => Ok(()),
+            name => write!(f, " named {name}"),
         }
     }
 }

@@ -38,7 +38,13 @@ impl Workload {
 
     /// Adds a host interface, `namespace:package/interface,..[@version]`, with its configuration.
     #[must_use]
-    pub fn interface(mut self, interface: &str, config: &[(&str, &str)]) -> Self {
+    pub fn interface(self, interface: &str, config: &[(&str, &str)]) -> Self {
+        self.named_interface("", interface, config)
+    }
+
+    /// As [`interface`](Self::interface), for imports that are labelled `name`.
+    #[must_use]
+    pub fn named_interface(mut self, name: &str, interface: &str, config: &[(&str, &str)]) -> Self {
         let (rest, version) = interface.split_once('@').unwrap_or((interface, ""));
         let (package, interfaces) = rest.split_once('/').unwrap_or((rest, ""));
         let (namespace, package) = package.split_once(':').unwrap_or((package, ""));
@@ -47,6 +53,7 @@ impl Workload {
             .map(|(key, value)| ((*key).to_owned(), (*value).into()))
             .collect();
         self.interfaces.push(json!({
+            "name": name,
             "namespace": namespace,
             "package": package,
             "interfaces": interfaces.split(',').collect::<Vec<_>>(),

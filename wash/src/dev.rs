@@ -186,7 +186,11 @@ async fn start(
     let wit = crate::inspect::decode(&bytes)
         .map_err(|error| Failure::new(Exit::Failed, format!("is not a component: {error:#}")))?;
     let mut interfaces = args.interfaces.clone();
-    declare(&mut interfaces, wit.imports.iter().chain(&wit.exports));
+    let plain = wit.imports.iter().chain(&wit.exports);
+    let plain = plain.map(|name| ("", name.as_str()));
+    let labelled = wit.labelled.iter();
+    let labelled = labelled.map(|(label, name)| (label.as_str(), name.as_str()));
+    declare(&mut interfaces, plain.chain(labelled));
     let workload = workload(
         args,
         file,
@@ -210,9 +214,9 @@ async fn start(
 }
 
 /// Declares every interface the component names and nobody declared: while developing, what it needs is
-/// what it gets.
-fn declare<'a>(interfaces: &mut Vec<Interface>, names: impl Iterator<Item = &'a String>) {
-    for name in names.filter_map(|name| WitName::parse(name)) {
+/// what it gets. Shape: `names` are labels, empty for plain ones, with their interfaces.
+fn declare<'a>(interfaces: &mut Vec<Interface>, names: impl Iterator<Item = (&'a str, &'a str)>) {
+    for (label, name) in names.filter_map(|(label, name)| Some((label, WitName::parse(name)?))) {
         let always = name.namespace == "wasi"
             && matches!(
                 name.package.as_str(),
@@ -223,13 +227,15 @@ fn declare<'a>(interfaces: &mut Vec<Interface>, names: impl Iterator<Item = &'a 
             continue;
         }
         let same = |known: &&mut Interface| {
-            known.namespace == name.namespace && known.package == name.package
+            known.name == label
+                && known.namespace == name.namespace
+                && known.package == name.package
         };
         match interfaces.iter_mut().find(same) {
             Some(known) if known.interfaces.contains(&name.interface) => {}
             Some(known) => known.interfaces.push(name.interface),
             None => interfaces.push(Interface {
-                name: String::new(),
+                name: label.to_owned(),
                 namespace: name.namespace,
                 package: name.package,
                 interfaces: vec![name.interface],

@@ -19,7 +19,7 @@ pub(crate) async fn run(args: &InspectArgs) -> Result<Report, Failure> {
         Some(path) => oci::read(&path)?.into(),
         None => oci::fetch(name, &args.registry).await?.bytes,
     };
-    let Wit { text, imports, exports } = decode(&bytes).map_err(|error| {
+    let Wit { text, imports, exports, .. } = decode(&bytes).map_err(|error| {
         Failure::new(Exit::Failed, format!("'{name}' is not a WebAssembly component: {}", capabilities::report(error.as_ref())))
             .hint("build it for the target wasm32-wasip2, or wrap a core module with `wasm-tools component new`")
     })?;
@@ -46,6 +46,8 @@ pub(crate) struct Wit {
     /// As WIT.
     pub(crate) text: String,
     pub(crate) imports: Vec<String>,
+    /// Those of them that are labels, each with the interface behind it.
+    pub(crate) labelled: Vec<(String, String)>,
     pub(crate) exports: Vec<String>,
 }
 
@@ -65,9 +67,25 @@ pub(crate) fn decode(bytes: &[u8]) -> anyhow::Result<Wit> {
     };
     let imports = names(|world| world.imports.iter().collect());
     let exports = names(|world| world.exports.iter().collect());
+    let labelled = match &decoded {
+        DecodedWasm::Component(resolve, world) => {
+            let world = resolve.worlds.get(*world);
+            let imports = world.into_iter().flat_map(|world| &world.imports);
+            imports
+                .filter_map(|(key, item)| match (key, item) {
+                    (WorldKey::Name(label), WorldItem::Interface { id, .. }) => {
+                        Some((label.clone(), resolve.id_of(*id)?))
+                    }
+                    _ => None,
+                })
+                .collect()
+        }
+        DecodedWasm::WitPackage(..) => Vec::new(),
+    };
     Ok(Wit {
         text: print(resolve, package)?,
         imports,
+        labelled,
         exports,
     })
 }
@@ -91,6 +109,17 @@ fn print(resolve: &Resolve, package: PackageId) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_known_with_their_interfaces() {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/components/wasm/stores.wasm");
+        let wit = decode(&std::fs::read(path).unwrap()).unwrap();
+        let store = "wasi:keyvalue/store@0.2.0-draft".to_owned();
+        let labels = ["cache", "archive"].map(|label| (label.to_owned(), store.clone()));
+        assert_eq!(wit.labelled, labels);
+        assert!(wit.imports.contains(&store));
+    }
 
     #[test]
     fn files_are_told_from_images() {

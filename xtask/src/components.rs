@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
 use wasmparser::{Parser, Payload};
+use wit_component::ComponentEncoder;
 
 use crate::{test, tools};
 
@@ -18,9 +22,12 @@ const TARGET: &str = "wasm32-wasip2";
 type Place = fn(&str) -> String;
 
 /// The workspaces of guests, and where each keeps the file of a guest.
-const WORKSPACES: [(&str, Place); 2] = [
+const WORKSPACES: [(&str, Place); 3] = [
     ("examples", |name| format!("{name}/{name}.wasm")),
     ("tests/components", |name| format!("wasm/{name}.wasm")),
+    ("tests/labelled", |name| {
+        format!("../components/wasm/{name}.wasm")
+    }),
 ];
 
 /// `cargo xtask components [--check] [--toolchain NAME]`
@@ -51,6 +58,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         for name in guests(&workspace)? {
             let file = format!("{}.wasm", name.replace('-', "_"));
             let built = fs::read(target_dir.join(TARGET).join("release").join(file))?;
+            let built = component(built).with_context(|| format!("{folder}/{name}"))?;
             let path = workspace.join(place(&name));
             let verdict = if !check {
                 fs::write(&path, &built)
@@ -75,6 +83,22 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         "guests that differ from their sources: {differences}; `cargo xtask components` builds them anew"
     );
     Ok(())
+}
+
+/// What was linked as a component; what the linker left a module, for its own knowledge of components is
+/// too old, is made one.
+fn component(linked: Vec<u8>) -> Result<Vec<u8>> {
+    if !Parser::is_core_wasm(&linked) {
+        return Ok(linked);
+    }
+    ComponentEncoder::default()
+        .validate(true)
+        .module(&linked)?
+        .adapter(
+            WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
+            WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+        )?
+        .encode()
 }
 
 /// What a rebuild says of a committed file.

@@ -10,7 +10,7 @@ use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::Ctx;
-use crate::wit::{Served, WitInterface, WitName};
+use crate::wit::{Import, Served, WitInterface};
 use bindings::named_imports::wasi::config::store;
 use bindings::wasi::config::store::Error;
 
@@ -40,29 +40,28 @@ impl Interface for Config {
         }]
     }
 
+    fn labels(&self) -> &'static [&'static str] {
+        &["store"]
+    }
+
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let entry = imports.first().and_then(|import| need.entry(import));
-        let (live, values) = match entry {
-            Some(entry) => open(need, entry).await?,
-            None => (None, BTreeMap::new()),
-        };
-        let own: [Arc<dyn ConfigSource>; 2] = [Arc::new(need.config.clone()), Arc::new(values)];
-        let layers = live.into_iter().chain(own).collect();
-        let route = Arc::new(Layered::new(layers));
-        imports.iter().try_for_each(|import| {
+        for import in imports {
+            let (live, values) = match need.entry(import) {
+                Some(entry) => open(need, entry).await?,
+                None => (None, BTreeMap::new()),
+            };
+            let own: [Arc<dyn ConfigSource>; 2] = [Arc::new(need.config.clone()), Arc::new(values)];
+            let route = Arc::new(Layered::new(live.into_iter().chain(own).collect()));
             instance(linker, import, |instance| {
-                store::add_to_linker_instance::<Ctx, Stateless>(
-                    instance,
-                    Arc::clone(&route),
-                    |_| View,
-                )
-            })
-        })
+                store::add_to_linker_instance::<Ctx, Stateless>(instance, route, |_| View)
+            })?;
+        }
+        Ok(())
     }
 }
 

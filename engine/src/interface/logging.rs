@@ -6,7 +6,7 @@ use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::{Ctx, LINE_BYTES_MAX, Owner};
-use crate::wit::{Served, WitName};
+use crate::wit::{Import, Served};
 use bindings::named_imports::wasi::logging::logging;
 use bindings::wasi::logging::logging::Level;
 
@@ -39,7 +39,7 @@ impl Interface for Logging {
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
         imports.iter().try_for_each(|import| {

@@ -10,7 +10,7 @@ use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::Ctx;
-use crate::wit::{Served, WitName};
+use crate::wit::{Import, Served};
 use bindings::named_imports::wasmcloud::messaging::consumer;
 pub(crate) use bindings::wasmcloud::messaging::types::BrokerMessage;
 pub(crate) use bindings::{MessagingHandler, MessagingHandlerPre};
@@ -57,29 +57,36 @@ impl Interface for Messaging {
         }]
     }
 
+    fn labels(&self) -> &'static [&'static str] {
+        &["consumer"]
+    }
+
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let Some(import) = imports.iter().find(|import| import.interface == "consumer") else {
-            return Ok(());
-        };
-        let Some(entry) = need.entry(import) else {
-            return Ok(());
-        };
-        let bus = need
-            .open(
-                "messaging",
-                entry,
-                SUBSCRIPTION_KEYS,
-                |plugin, ask| async move { plugin.messaging(&ask).await },
-            )
-            .await?;
-        instance(linker, import, |instance| {
-            consumer::add_to_linker_instance::<Ctx, Stateless>(instance, bus, |_| View)
-        })
+        let consumers = imports.iter();
+        for import in consumers.filter(|import| import.wit.interface == "consumer") {
+            let Some(entry) = need.entry(import) else {
+                continue;
+            };
+            // Messages come in through the entry without a name.
+            let elsewhere = match entry.name.is_empty() {
+                true => SUBSCRIPTION_KEYS,
+                false => &[],
+            };
+            let bus = need
+                .open("messaging", entry, elsewhere, |plugin, ask| async move {
+                    plugin.messaging(&ask).await
+                })
+                .await?;
+            instance(linker, import, |instance| {
+                consumer::add_to_linker_instance::<Ctx, Stateless>(instance, bus, |_| View)
+            })?;
+        }
+        Ok(())
     }
 }
 

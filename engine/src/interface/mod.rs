@@ -18,13 +18,23 @@ use std::sync::Arc;
 use wasmtime::component::Linker;
 
 use crate::ctx::{Ctx, Owner};
-use crate::wit::{Served, WitInterface, WitName};
+use crate::wit::{Import, Served, WitInterface, WitName};
 
 /// Serves one family of WIT packages to components.
 #[async_trait]
 pub trait Interface: Send + Sync + 'static {
     /// The packages it serves.
     fn serves(&self) -> &'static [Served];
+
+    /// The interfaces among them that may be imported under labels, each label another host interface entry.
+    fn labels(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Whether plain imports, too, reach entries that have a name.
+    fn reaches_named(&self) -> bool {
+        false
+    }
 
     /// Opens what the workload configured and adds functions to `linker` for each of `imports`.
     ///
@@ -33,7 +43,7 @@ pub trait Interface: Send + Sync + 'static {
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError>;
 }
@@ -94,11 +104,10 @@ impl Interfaces {
             .flat_map(|interface| interface.serves().iter().copied())
     }
 
-    /// What serves `name`, as the index of an interface.
-    pub(crate) fn find(&self, name: &WitName) -> Option<usize> {
-        self.0
-            .iter()
-            .position(|interface| interface.serves().iter().any(|served| served.serves(name)))
+    /// What serves `name`, and its index.
+    pub(crate) fn find(&self, name: &WitName) -> Option<(usize, &Arc<dyn Interface>)> {
+        let mut all = self.0.iter().enumerate();
+        all.find(|(_, interface)| interface.serves().iter().any(|served| served.serves(name)))
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&Arc<dyn Interface>> {
@@ -121,9 +130,20 @@ pub struct Need<'a> {
 }
 
 impl<'a> Need<'a> {
-    /// The entry that covers `import`.
-    pub fn entry(&self, import: &WitName) -> Option<&'a WitInterface> {
-        self.declared.iter().find(|entry| entry.covers(import))
+    /// The entry that covers `import`: the one that its label names, the one without a name for a plain
+    /// import.
+    pub fn entry(&self, import: &Import) -> Option<&'a WitInterface> {
+        let name = import.label.as_deref().unwrap_or_default();
+        self.declared
+            .iter()
+            .find(|entry| entry.name == name && entry.covers(&import.wit))
+    }
+
+    /// The entries that cover any of `imports`, whatever their names.
+    pub fn entries(&self, imports: &[Import]) -> impl Iterator<Item = &'a WitInterface> {
+        self.declared
+            .iter()
+            .filter(|entry| imports.iter().any(|import| entry.covers(&import.wit)))
     }
 
     /// How a plugin is asked for what `entry` declares; `elsewhere` are the config keys that others read.
@@ -167,7 +187,7 @@ impl<'a> Need<'a> {
 /// Links one import, naming it in the error.
 pub(crate) fn instance(
     linker: &mut Linker<Ctx>,
-    import: &WitName,
+    import: &Import,
     add: impl FnOnce(&mut wasmtime::component::LinkerInstance<'_, Ctx>) -> wasmtime::Result<()>,
 ) -> Result<(), InterfaceError> {
     let name = import.to_string();

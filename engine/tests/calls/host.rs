@@ -83,6 +83,7 @@ pub(crate) fn entry(
     config: &[(&str, &str)],
 ) -> Arc<[WitInterface]> {
     Arc::new([WitInterface {
+        name: String::new(),
         namespace: "wasi".to_owned(),
         package: package.to_owned(),
         interfaces: interfaces.iter().map(ToString::to_string).collect(),

@@ -87,8 +87,9 @@ async fn an_import_that_nothing_serves_is_named() {
             other => panic!("{other:?}"),
         }
     }
+    // A label that does not say of what.
     match refused(importing("cache"), "cache", grant("not-served")).await {
-        LinkError::Labelled(label) => assert_eq!(label, "cache"),
+        LinkError::NotServed { import, .. } => assert_eq!(import, "cache"),
         other => panic!("{other:?}"),
     }
 }

@@ -16,4 +16,5 @@ mod keyvalue;
 mod limits;
 mod link;
 mod log;
+mod named;
 mod warm;

@@ -19,6 +19,7 @@ mod interfaces;
 mod keyvalue;
 mod limits;
 mod messaging;
+mod named;
 mod profiles;
 
 /// The virtual host of most workloads here.

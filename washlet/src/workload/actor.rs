@@ -205,7 +205,7 @@ impl Actor {
             .spec
             .interfaces
             .iter()
-            .find(|entry| entry.namespace == "wasmcloud" && entry.package == "messaging");
+            .find(|entry| entry.is_plain("wasmcloud", "messaging"));
         let Some(entry) = entry else { return Ok(()) };
         let failed = |error: &dyn std::error::Error, what: String| {
             let chain = what + ": " + &error.to_string();

@@ -206,12 +206,7 @@ fn interfaces(
                 "must name at least one interface",
             );
         }
-        if !entry.name.is_empty() {
-            return refused(
-                format!("{path}.name"),
-                "named host interfaces are not supported by this version; leave the name out",
-            );
-        }
+        check_name(&path, &entry)?;
         let Ok(version) = version(&entry.version) else {
             return refused(
                 format!("{path}.version"),
@@ -219,6 +214,7 @@ fn interfaces(
             );
         };
         let interface = WitInterface {
+            name: entry.name,
             namespace: entry.namespace,
             package: entry.package,
             interfaces: entry.interfaces,
@@ -232,12 +228,19 @@ fn interfaces(
             unavailable.push(interface.to_string());
         }
         let twin = |other: &WitInterface| {
-            other.namespace == interface.namespace && other.package == interface.package
+            other.namespace == interface.namespace
+                && other.package == interface.package
+                && other.name == interface.name
         };
         if interfaces.iter().any(twin) {
             return refused(
                 path,
-                "another entry has this package; list all interfaces in one",
+                match interface.name.is_empty() {
+                    true => {
+                        "another entry has this package; list all interfaces in one, or name them"
+                    }
+                    false => "another entry has this package and name",
+                },
             );
         }
         interfaces.push(interface);
@@ -247,6 +250,31 @@ fn interfaces(
     } else {
         Err(Error::Unavailable(unavailable))
     }
+}
+
+/// A name is for what may have several backends, and is what components can import by.
+fn check_name(path: &str, entry: &wire::WitInterface) -> Result<(), Error> {
+    let name = entry.name.as_str();
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.chars().all(plain) || name.starts_with('-') || name.len() > 64 {
+        return refused(
+            format!("{path}.name"),
+            "must be lower-case letters, digits and '-', at most 64",
+        );
+    }
+    let package = (entry.namespace.as_str(), entry.package.as_str());
+    let why = match package {
+        _ if name.is_empty() => return Ok(()),
+        ("wasi", package) if ALWAYS.contains(&package) => {
+            "there is only one of this package; leave the name out"
+        }
+        ("wasi", "logging") => "there is only one log; leave the name out",
+        ("wasmcloud", "messaging") if entry.interfaces.iter().any(|one| one == "handler") => {
+            "messages are delivered through the entry without a name; list only consumer here"
+        }
+        _ => return Ok(()),
+    };
+    refused(format!("{path}.name"), why)
 }
 
 fn version(text: &str) -> Result<Option<semver::Version>, semver::Error> {
@@ -465,7 +493,7 @@ fn subscriptions(
 ) -> Result<Subscriptions, Error> {
     let entry = interfaces
         .iter()
-        .find(|entry| entry.namespace == "wasmcloud" && entry.package == "messaging");
+        .find(|entry| entry.is_plain("wasmcloud", "messaging"));
     let text = |key: &str| {
         let shared = entry.and_then(|entry| entry.config.get(key));
         own.get(key)
@@ -632,8 +660,19 @@ mod tests {
             ),
             (
                 entry(
-                    json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "name": "a"}),
+                    json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "name": "A_b"}),
                 ),
+                format!("{interface}.name"),
+            ),
+            (
+                entry(
+                    json!({"namespace": "wasi", "package": "http", "interfaces": ["incoming-handler"], "name": "a"}),
+                ),
+                format!("{interface}.name"),
+            ),
+            (
+                entry(json!({"namespace": "wasmcloud", "package": "messaging",
+                    "interfaces": ["consumer", "handler"], "name": "a"})),
                 format!("{interface}.name"),
             ),
             (
@@ -672,6 +711,26 @@ mod tests {
                 Err(Error::Refused { path: found, .. }) => assert_eq!(found, path, "{workload}"),
                 Err(error) => panic!("{workload}: {error}"),
                 Ok(_) => panic!("{workload} was not refused"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_package_may_have_one_plain_entry_and_several_named_ones() {
+        let entries = |names: &[&str]| {
+            let entry = |name: &&str| json!({"namespace": "wasi", "package": "keyvalue", "interfaces": ["store"], "name": name});
+            let entries: Vec<_> = names.iter().map(entry).collect();
+            with_component(json!({"name": "c", "image": "i"}), json!(entries))
+        };
+        let spec = spec(entries(&["", "cache", "b-2"])).unwrap();
+        let names: Vec<_> = spec.interfaces.iter().map(|entry| &entry.name).collect();
+        assert_eq!(names, ["", "cache", "b-2"]);
+        for twins in [&["", ""], &["cache", "cache"]] {
+            match super::tests::spec(entries(twins)) {
+                Err(Error::Refused { path, .. }) => {
+                    assert_eq!(path, "workload.witWorld.hostInterfaces[1]");
+                }
+                _ => panic!("{twins:?} was not refused"),
             }
         }
     }

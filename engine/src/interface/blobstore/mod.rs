@@ -19,7 +19,7 @@ use wasmtime::component::Linker;
 
 use super::{Interface, InterfaceError, Need};
 use crate::ctx::Ctx;
-use crate::wit::{Served, WitName};
+use crate::wit::{Import, Served, WitInterface};
 
 /// How many deletions of one call are under way at once.
 const DELETIONS_IN_FLIGHT: usize = 32;
@@ -47,39 +47,65 @@ impl Interface for Blobstore {
         }]
     }
 
+    fn labels(&self) -> &'static [&'static str] {
+        &["blobstore"]
+    }
+
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        // Every entry of the package was matched before; one store serves the plain imports.
-        let Some(entry) = imports.iter().find_map(|import| need.entry(import)) else {
+        let bodies = Arc::new(Semaphore::new(BODIES_MAX));
+        // Containers know their storage, so what takes them may be linked with any.
+        let mut any = None;
+        let mut without = Vec::new();
+        for import in imports {
+            let Some(entry) = need.entry(import) else {
+                without.push(import);
+                continue;
+            };
+            let route = match &any {
+                Some((opened, route)) if *opened == &entry.name => Arc::clone(route),
+                _ => open(need, entry, &bodies).await?,
+            };
+            p2::link(linker, import, &route)?;
+            any.get_or_insert((&entry.name, route));
+        }
+        let Some((_, route)) = any else {
             return Ok(());
         };
-        let access = Access::read(&Settings::new(&entry.config));
-        let access = access.map_err(|source| InterfaceError::Open {
-            capability: "blobstore",
-            entry: entry.to_string(),
-            source,
-        })?;
-        let store = need
-            .open(
-                "blobstore",
-                entry,
-                &Access::KEYS,
-                |plugin, ask| async move { plugin.blobstore(&ask).await },
-            )
-            .await?;
-        let containers = Arc::new(Containers {
-            store,
-            access,
-            bodies: Arc::new(Semaphore::new(BODIES_MAX)),
-        });
-        imports
-            .iter()
-            .try_for_each(|import| p2::link(linker, import, &containers))
+        without
+            .into_iter()
+            .try_for_each(|import| p2::link(linker, import, &route))
     }
+}
+
+async fn open(
+    need: &Need<'_>,
+    entry: &WitInterface,
+    bodies: &Arc<Semaphore>,
+) -> Result<Arc<Containers>, InterfaceError> {
+    let access = Access::read(&Settings::new(&entry.config));
+    let access = access.map_err(|source| InterfaceError::Open {
+        capability: "blobstore",
+        entry: entry.to_string(),
+        source,
+    })?;
+    let store = need
+        .open(
+            "blobstore",
+            entry,
+            &Access::KEYS,
+            |plugin, ask| async move { plugin.blobstore(&ask).await },
+        )
+        .await?;
+    Ok(Arc::new(Containers {
+        store,
+        access,
+        bodies: Arc::clone(bodies),
+    }))
 }
 
 /// Why a blob operation failed.

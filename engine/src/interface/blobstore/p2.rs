@@ -13,7 +13,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use super::{Containers, Error};
 use crate::ctx::Ctx;
 use crate::interface::{InterfaceError, instance};
-use crate::wit::WitName;
+use crate::wit::Import;
 use bindings::named_imports::wasi::blobstore::{blobstore as routed, types as routed_types};
 use bindings::wasi::blobstore::container;
 use bindings::wasi::blobstore::types::{ContainerMetadata, ObjectId as WitId, ObjectMetadata};
@@ -109,14 +109,16 @@ fn view(ctx: &mut Ctx) -> View<'_> {
 
 pub(super) fn link(
     linker: &mut Linker<Ctx>,
-    import: &WitName,
+    import: &Import,
     route: &Route,
 ) -> Result<(), InterfaceError> {
     let route = Arc::clone(route);
-    instance(linker, import, |instance| match import.interface.as_str() {
-        "container" => container::add_to_linker_instance::<Ctx, HasView>(instance, view),
-        "types" => routed_types::add_to_linker_instance::<Ctx, HasView>(instance, route, view),
-        _ => routed::add_to_linker_instance::<Ctx, HasView>(instance, route, view),
+    instance(linker, import, |instance| {
+        match import.wit.interface.as_str() {
+            "container" => container::add_to_linker_instance::<Ctx, HasView>(instance, view),
+            "types" => routed_types::add_to_linker_instance::<Ctx, HasView>(instance, route, view),
+            _ => routed::add_to_linker_instance::<Ctx, HasView>(instance, route, view),
+        }
     })
 }
 

@@ -5,13 +5,15 @@ mod p2;
 use async_trait::async_trait;
 use bytes::Bytes;
 use capabilities::keyvalue::{Error, Guard, KeyRange, KeyValueStore, Page, Put, check_key};
+use capabilities::plugin::Settings;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use wasmtime::component::Linker;
 
 use super::{Interface, InterfaceError, Need};
 use crate::ctx::Ctx;
-use crate::wit::{Served, WitName};
+use crate::wit::{Import, Served};
 
 /// How many operations of one batch are under way at once.
 const BATCH_IN_FLIGHT: usize = 32;
@@ -36,24 +38,90 @@ impl Interface for KeyValue {
         }]
     }
 
+    fn labels(&self) -> &'static [&'static str] {
+        &["store"]
+    }
+
+    fn reaches_named(&self) -> bool {
+        true
+    }
+
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,
-        imports: &[WitName],
+        imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        // Every entry of the package was matched before; one store serves the plain imports.
-        let Some(entry) = imports.first().and_then(|import| need.entry(import)) else {
-            return Ok(());
-        };
-        let store = need
-            .open("keyvalue", entry, &[], |plugin, ask| async move {
-                plugin.keyvalue(&ask).await
-            })
-            .await?;
-        imports
-            .iter()
-            .try_for_each(|import| p2::link(linker, import, &store))
+        let mut stores = Stores::default();
+        for entry in need.entries(imports) {
+            let elsewhere: &[&str] = match entry.name.is_empty() {
+                true => &[],
+                false => &["bucket"],
+            };
+            let store = need
+                .open("keyvalue", entry, elsewhere, |plugin, ask| async move {
+                    plugin.keyvalue(&ask).await
+                })
+                .await?;
+            if entry.name.is_empty() {
+                stores.plain = Some(store);
+                continue;
+            }
+            let bucket = Settings::new(&entry.config).text("bucket");
+            let named = Named {
+                store,
+                bucket: bucket.unwrap_or(&entry.name).to_owned(),
+            };
+            stores.named.insert(entry.name.clone(), named);
+        }
+        let stores = Arc::new(stores);
+        imports.iter().try_for_each(|import| {
+            let stores = match &import.label {
+                None => Arc::clone(&stores),
+                Some(label) => Arc::new(stores.of(label)),
+            };
+            p2::link(linker, import, &stores)
+        })
+    }
+}
+
+/// What serves the functions of one import.
+#[derive(Default)]
+#[expect(unreachable_pub, reason = "generated bindings re-export it")]
+pub struct Stores {
+    /// That of the entry without a name, or that of a label's.
+    plain: Option<Arc<dyn KeyValueStore>>,
+    /// Those that a bucket's name selects.
+    named: BTreeMap<String, Named>,
+}
+
+/// The store of an entry with a name.
+#[derive(Clone)]
+struct Named {
+    store: Arc<dyn KeyValueStore>,
+    /// The bucket that is opened by the entry's name.
+    bucket: String,
+}
+
+impl Stores {
+    /// What an import labelled `label` reaches: its entry alone.
+    fn of(&self, label: &str) -> Self {
+        let named = self.named.get(label);
+        Self {
+            plain: named.map(|named| Arc::clone(&named.store)),
+            named: named
+                .map(|named| (label.to_owned(), named.clone()))
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    pub(crate) async fn open(&self, identifier: &str) -> Result<Bucket, Error> {
+        match (self.named.get(identifier), &self.plain) {
+            (Some(named), _) => Bucket::open(&named.store, &named.bucket).await,
+            (None, Some(store)) => Bucket::open(store, identifier).await,
+            (None, None) => Err(Error::NoSuchBucket(identifier.to_owned())),
+        }
     }
 }
 
@@ -65,7 +133,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) async fn open(store: &Arc<dyn KeyValueStore>, name: &str) -> Result<Self, Error> {
+    async fn open(store: &Arc<dyn KeyValueStore>, name: &str) -> Result<Self, Error> {
         store.open(name).await?;
         Ok(Self {
             store: Arc::clone(store),
@@ -133,7 +201,7 @@ impl Bucket {
 
     pub(crate) async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
         // A key named twice must end with its last value, so repeats are dropped before writing at once.
-        let last: std::collections::BTreeMap<String, Vec<u8>> = pairs.into_iter().collect();
+        let last: BTreeMap<String, Vec<u8>> = pairs.into_iter().collect();
         let sets = last
             .into_iter()
             .map(|(key, value)| async move { self.set(&key, value.into()).await });

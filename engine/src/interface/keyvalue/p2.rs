@@ -1,15 +1,15 @@
 //! `wasi:keyvalue@0.2.0-draft` as words: every method ends in one call of [`Bucket`].
 
-use capabilities::keyvalue::{self, KeyValueStore};
+use capabilities::keyvalue;
 use capabilities::report;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
-use super::{Bucket, PAGE_KEYS};
+use super::{Bucket, PAGE_KEYS, Stores};
 use crate::ctx::Ctx;
 use crate::interface::{InterfaceError, instance};
-use crate::wit::WitName;
+use crate::wit::Import;
 use bindings::named_imports::wasi::keyvalue::store as routed;
 use bindings::wasi::keyvalue::store::{Error, KeyResponse};
 use bindings::wasi::keyvalue::{atomics, batch};
@@ -26,7 +26,7 @@ mod bindings {
 
 /// What serves the functions of one import.
 #[expect(unreachable_pub, reason = "generated bindings re-export it")]
-pub type Route = Arc<dyn KeyValueStore>;
+pub type Route = Arc<Stores>;
 
 /// How many pages of unfinished listings a bucket remembers.
 const CURSORS_MAX: usize = 64;
@@ -54,13 +54,15 @@ fn view(ctx: &mut Ctx) -> View<'_> {
 
 pub(super) fn link(
     linker: &mut Linker<Ctx>,
-    import: &WitName,
-    store: &Route,
+    import: &Import,
+    stores: &Route,
 ) -> Result<(), InterfaceError> {
-    instance(linker, import, |instance| match import.interface.as_str() {
-        "atomics" => atomics::add_to_linker_instance::<Ctx, HasView>(instance, view),
-        "batch" => batch::add_to_linker_instance::<Ctx, HasView>(instance, view),
-        _ => routed::add_to_linker_instance::<Ctx, HasView>(instance, Arc::clone(store), view),
+    instance(linker, import, |instance| {
+        match import.wit.interface.as_str() {
+            "atomics" => atomics::add_to_linker_instance::<Ctx, HasView>(instance, view),
+            "batch" => batch::add_to_linker_instance::<Ctx, HasView>(instance, view),
+            _ => routed::add_to_linker_instance::<Ctx, HasView>(instance, Arc::clone(stores), view),
+        }
     })
 }
 
@@ -84,8 +86,8 @@ impl View<'_> {
 }
 
 impl routed::Host for View<'_> {
-    async fn open(&mut self, store: Route, identifier: String) -> Wit<Resource<Open>> {
-        match Bucket::open(&store, &identifier).await {
+    async fn open(&mut self, stores: Route, identifier: String) -> Wit<Resource<Open>> {
+        match stores.open(&identifier).await {
             Ok(bucket) => Ok(Ok(self.0.push(Open {
                 bucket,
                 cursors: VecDeque::new(),
