@@ -9,6 +9,7 @@
 //! | blobs | [`BlobStore`](blobstore::BlobStore) | `wasi:blobstore` |
 //! | messages | [`MessageBus`](messaging::MessageBus) | `wasmcloud:messaging` |
 //! | configuration | [`ConfigSource`](config::ConfigSource) | `wasi:config` |
+//! | secrets | [`SecretSource`](secrets::SecretSource) | `wasmcloud:secrets` |
 //!
 //! A storage implements [`Plugin`](plugin::Plugin) and offers whichever of them it can. [`memory`] is
 //! the plugin for development and tests; [`contract`] holds the cases every plugin must pass.
@@ -23,6 +24,7 @@ pub mod memory;
 pub mod messaging;
 pub mod names;
 pub mod plugin;
+pub mod secrets;
 
 /// An error of a storage's client library, carried as a source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;

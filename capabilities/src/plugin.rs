@@ -10,6 +10,7 @@ use crate::blobstore::BlobStore;
 use crate::config::ConfigSource;
 use crate::keyvalue::KeyValueStore;
 use crate::messaging::MessageBus;
+use crate::secrets::SecretSource;
 
 /// One kind of storage, registered once, serving whichever capabilities it can. Knows no wasm.
 #[async_trait]
@@ -39,6 +40,12 @@ pub trait Plugin: Send + Sync + 'static {
     async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
         let _ = ask;
         Err(OpenError::NotOffered("config"))
+    }
+
+    /// A source of secrets for who asks.
+    async fn secrets(&self, ask: &Ask<'_>) -> Result<Arc<dyn SecretSource>, OpenError> {
+        let _ = ask;
+        Err(OpenError::NotOffered("secrets"))
     }
 
     /// Keeps up to date what was opened and is to follow its storage.

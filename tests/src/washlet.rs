@@ -78,6 +78,7 @@ pub struct Washlet {
     process: Process,
     client: Client,
     args: Vec<String>,
+    variables: Vec<(String, String)>,
     state: TempDir,
     heartbeat: Value,
     /// From starting the process to its first heartbeat.
@@ -90,6 +91,18 @@ impl Washlet {
     /// # Errors
     /// As for [`Fleet::host`].
     pub async fn start(nats: &NatsServer, args: &[&str]) -> Result<Self> {
+        Self::start_with(nats, args, &[]).await
+    }
+
+    /// As [`start`](Self::start), with these variables in its environment.
+    ///
+    /// # Errors
+    /// As for [`Fleet::host`].
+    pub async fn start_with(
+        nats: &NatsServer,
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let client = nats.client().await?;
         let url = nats.url();
         let args: Vec<_> = ["--scheduler-nats-url", &url, "--data-nats-url", &url]
@@ -97,13 +110,16 @@ impl Washlet {
             .chain(args)
             .map(|arg| (*arg).to_owned())
             .collect();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let variables: Vec<_> = variables.iter().map(owned).collect();
         let state = TempDir::new()?;
         let began = Instant::now();
-        let (process, heartbeat) = launch(&client, state.path(), &args).await?;
+        let (process, heartbeat) = launch(&client, state.path(), &args, &variables).await?;
         Ok(Self {
             process,
             client,
             args,
+            variables,
             state,
             heartbeat,
             awake_after: began.elapsed(),
@@ -118,7 +134,7 @@ impl Washlet {
         self.kill();
         let began = Instant::now();
         (self.process, self.heartbeat) =
-            launch(&self.client, self.state.path(), &self.args).await?;
+            launch(&self.client, self.state.path(), &self.args, &self.variables).await?;
         self.awake_after = began.elapsed();
         Ok(())
     }
@@ -294,7 +310,12 @@ pub fn status_of(reply: &Value) -> Result<Status> {
     })
 }
 
-async fn launch(client: &Client, state: &Path, args: &[String]) -> Result<(Process, Value)> {
+async fn launch(
+    client: &Client,
+    state: &Path,
+    args: &[String],
+    variables: &[(String, String)],
+) -> Result<(Process, Value)> {
     let mut heartbeats = client.subscribe("runtime.operator.heartbeat.>").await?;
     client.flush().await?;
     // Heartbeats carry the id, which only the new host's log and its state directory also have.
@@ -316,7 +337,11 @@ async fn launch(client: &Client, state: &Path, args: &[String]) -> Result<(Proce
         .into_iter()
         .chain(own)
         .chain(args.iter().map(String::as_str));
-    let mut process = Process::start(&tools::built("wash")?, args, &[])?;
+    let variables: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let mut process = Process::start(&tools::built("wash")?, args, &variables)?;
     let first = async {
         while let Some(message) = heartbeats.next().await {
             let heartbeat: Value = serde_json::from_slice(&message.payload)?;

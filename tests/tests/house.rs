@@ -11,11 +11,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Which of our crates each crate may build on. A new arrow is a change of architecture.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("benches", &["capabilities", "engine", "fleet"]),
     ("capabilities", &[]),
     ("engine", &["capabilities"]),
     ("fleet", &[]),
+    ("plugins-local", &["capabilities"]),
     ("plugins-nats", &["capabilities"]),
     ("subjects", &[]),
     (
@@ -23,6 +24,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
         &[
             "capabilities",
             "engine",
+            "plugins-local",
             "plugins-nats",
             "subjects",
             "washlet",
@@ -33,12 +35,13 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// What a crate may never depend on, however it is used.
-const STRANGERS: [(&str, &[&str]); 6] = [
+const STRANGERS: [(&str, &[&str]); 7] = [
     ("subjects", &["wasmtime", "async-nats", "tokio", "hyper"]),
     (
         "capabilities",
         &["wasmtime", "async-nats", "hyper", "reqwest"],
     ),
+    ("plugins-local", &["wasmtime", "hyper", "async-nats"]),
     ("plugins-nats", &["wasmtime", "hyper"]),
     ("engine", &["async-nats", "oci-client"]),
     ("fleet", &["wasmtime"]),

@@ -7,6 +7,7 @@ use capabilities::memory::Memory;
 use capabilities::plugin::Plugins;
 use engine::TrustRoots;
 use engine::interface::Interfaces;
+use plugins_local::{Environment, Files};
 use plugins_nats::Nats;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
@@ -75,9 +76,15 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let Some((scheduler_client, data_client)) = connected else {
             return Ok(());
         };
-        let plugins = Plugins::new("nats")
+        let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
             .with(Nats::new(data_client));
+        if let Some(dir) = &args.secrets.secrets_dir {
+            plugins = plugins.with(Files::new(dir));
+        }
+        if let Some(prefix) = &args.secrets.secrets_env_prefix {
+            plugins = plugins.with(Environment::new(prefix, std::env::vars_os()));
+        }
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();
         options.outbound = args.http.outbound();

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod keyvalue;
 pub(crate) mod logging;
 pub(crate) mod messaging;
+pub(crate) mod secrets;
 
 use async_trait::async_trait;
 use capabilities::plugin::{Ask, OpenError, Plugin, Plugins, Settings};
@@ -86,6 +87,7 @@ impl Default for Interfaces {
             .with(config::Config)
             .with(logging::Logging)
             .with(messaging::Messaging)
+            .with(secrets::Secrets)
     }
 }
 

@@ -21,6 +21,7 @@ mod limits;
 mod messaging;
 mod named;
 mod profiles;
+mod secrets;
 
 /// The virtual host of most workloads here.
 const HOST: &str = "app.test";

@@ -52,6 +52,8 @@ pub(crate) struct HostArgs {
     #[command(flatten)]
     pub(crate) images: ImageArgs,
     #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -89,6 +91,28 @@ pub(crate) struct IdentityArgs {
     /// How often to tell the fleet how this host is
     #[arg(long, env = "WASH_HEARTBEAT_INTERVAL", default_value = "15s", value_name = "DURATION", value_parser = duration)]
     pub(crate) heartbeat_interval: Duration,
+}
+
+/// Where components' secrets come from.
+#[derive(Args)]
+#[command(next_help_heading = "Secrets")]
+pub(crate) struct SecretArgs {
+    /// Files DIR/NAMESPACE/KEY are secrets of workloads with `backend: files` [default: none]
+    #[arg(long, env = "WASH_SECRETS_DIR", value_name = "DIR")]
+    pub(crate) secrets_dir: Option<PathBuf>,
+    /// Variables of this host's environment PREFIX + NAMESPACE + __ + KEY are secrets of workloads with
+    /// `backend: env` [default: none]
+    #[arg(long, env = "WASH_SECRETS_ENV_PREFIX", value_name = "PREFIX", value_parser = secrets_prefix)]
+    pub(crate) secrets_env_prefix: Option<String>,
+}
+
+/// At least a few letters, or all of the environment would be secrets of workloads.
+fn secrets_prefix(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    match text.len() >= 3 && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("must be at least 3 letters, digits and '_', such as SECRET_".to_owned()),
+    }
 }
 
 /// How HTTP comes in and goes out.
@@ -315,7 +339,14 @@ impl HostArgs {
             http.http_client_ca_path
                 .iter()
                 .chain(&self.images.oci_ca_path),
-        )
+        )?;
+        match &self.secrets.secrets_dir {
+            Some(dir) if !dir.is_dir() => Err(Failure::usage(format!(
+                "\"{}\", named by --secrets-dir, is not a directory",
+                dir.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
