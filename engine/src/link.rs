@@ -198,7 +198,7 @@ fn check(import: &Import, interface: &dyn Interface, need: &Need<'_>) -> Result<
         Some(_) => Ok(()),
         // An interface of types alone asks nothing of the host.
         None if wit.interface == "types" || need.entry(import).is_some() => Ok(()),
-        None if interface.reaches_named()
+        None if interface.reaches_named(&wit.interface)
             && need.entries(std::slice::from_ref(import)).next().is_some() =>
         {
             Ok(())

@@ -32,12 +32,18 @@ pub(crate) struct Config;
 #[async_trait]
 impl Interface for Config {
     fn serves(&self) -> &'static [Served] {
-        &[Served {
+        const STORE: Served = Served {
             namespace: "wasi",
             package: "config",
             interfaces: &["store"],
             version: "0.2.0-rc.1",
-        }]
+        };
+        // The draft differs in nothing but its version.
+        const DRAFT: Served = Served {
+            version: "0.2.0-draft",
+            ..STORE
+        };
+        &[STORE, DRAFT]
     }
 
     fn labels(&self) -> &'static [&'static str] {

@@ -32,8 +32,10 @@ pub trait Interface: Send + Sync + 'static {
         &[]
     }
 
-    /// Whether plain imports, too, reach entries that have a name.
-    fn reaches_named(&self) -> bool {
+    /// Whether a plain import of `interface` is of use when all entries have names: what is opened through
+    /// them can be passed to it, or it chooses among them.
+    fn reaches_named(&self, interface: &str) -> bool {
+        let _ = interface;
         false
     }
 

@@ -147,6 +147,15 @@ async fn config_of_the_component_is_above_that_of_the_entry() {
 }
 
 #[tokio::test]
+async fn the_draft_of_config_is_served_too() {
+    let name = "wasi:config/store@0.2.0-draft";
+    let compiled = shared().compile(name, importing(name)).await.unwrap();
+    let mut grant = grant("draft");
+    grant.declared = entry("config", &["store"], &[]);
+    shared().link(&compiled, grant).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_live_bucket_is_above_all_config_and_read_anew_by_each_call() {
     let mut grant = grant("live");
     let bucket = [

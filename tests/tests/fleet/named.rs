@@ -1,8 +1,9 @@
 //! Several backends of one interface in one workload.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use async_nats::jetstream;
-use fleet::{http::send, washlet::Washlet};
+use fleet::{http::send, wait::SOON, washlet::Washlet};
+use futures::StreamExt;
 use reqwest::Method;
 use serde_json::json;
 
@@ -63,6 +64,63 @@ async fn labels_and_names_choose_the_backend() -> Result<()> {
         204
     );
     assert_eq!(get(&host, "/plain/archive/key").await?.1, "kept");
+    Ok(())
+}
+
+/// C20: labels work for blobs, messages and configuration, too.
+#[tokio::test]
+async fn labels_of_all_that_has_backends() -> Result<()> {
+    let (fleet, host) = one_host(&[]).await?;
+    let image = fleet.push("outlets").await?;
+    let jetstream = jetstream::new(fleet.nats.client().await?);
+    let bucket = jetstream::kv::Config {
+        bucket: "default__app".to_owned(),
+        ..jetstream::kv::Config::default()
+    };
+    let kv = jetstream.create_key_value(bucket).await?;
+    kv.put("key", "live".into()).await?;
+    let live = [("backend", "nats"), ("bucket", "app"), ("own", "entry")];
+    let workload = app("app", &image, json!({}))
+        .named_interface("settings", "wasi:config/store@0.2.0-rc.1", &live)
+        .named_interface("outbox", "wasmcloud:messaging/consumer", &[])
+        .named_interface(
+            "files",
+            "wasi:blobstore/blobstore",
+            &[("backend", "memory")],
+        );
+    host.run_well(&workload).await?;
+    assert_eq!(get(&host, "/config/key").await?, (200, "live".to_owned()));
+    assert_eq!(get(&host, "/config/own").await?, (200, "entry".to_owned()));
+    assert_eq!(get(&host, "/config/bucket").await?.0, 404);
+
+    let client = fleet.nats.client().await?;
+    let mut inbox = client.subscribe("outlets.a").await?;
+    // A round trip: the subscription is in force.
+    let _ = client.request("nobody.listens", "".into()).await;
+    let sent = send(
+        host.http_port(),
+        HOST,
+        Method::POST,
+        "/message/outlets.a",
+        "hello".to_owned(),
+    )
+    .await?;
+    assert_eq!(sent.status, 204, "{}", sent.body);
+    let message = tokio::time::timeout(SOON, inbox.next()).await?;
+    assert_eq!(message.context("no message")?.payload, "hello");
+
+    let made = send(
+        host.http_port(),
+        HOST,
+        Method::POST,
+        "/container/c",
+        String::new(),
+    )
+    .await?;
+    assert_eq!(made.status, 204, "{}", made.body);
+    assert_eq!(get(&host, "/container/c").await?, (200, "true".to_owned()));
+    // It is in memory.
+    assert!(jetstream.get_object_store("default__c").await.is_err());
     Ok(())
 }
 

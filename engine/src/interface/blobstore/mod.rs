@@ -51,6 +51,10 @@ impl Interface for Blobstore {
         &["blobstore"]
     }
 
+    fn reaches_named(&self, interface: &str) -> bool {
+        interface == "container"
+    }
+
     async fn link(
         &self,
         linker: &mut Linker<Ctx>,

@@ -42,7 +42,7 @@ impl Interface for KeyValue {
         &["store"]
     }
 
-    fn reaches_named(&self) -> bool {
+    fn reaches_named(&self, _interface: &str) -> bool {
         true
     }
 

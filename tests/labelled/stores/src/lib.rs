@@ -37,16 +37,17 @@ wasip2::http::proxy::export!(Stores);
 /// The same call through any of the imports, each with types of its own.
 macro_rules! through {
     ($store:ident, $request:expr, $bucket:expr, $key:expr) => {
-        $store::open($bucket).and_then(|bucket| match $request.method() {
-            Method::Put => bucket
-                .set($key, &reply::body($request))
-                .map(|()| (204, Vec::new())),
-            _ => Ok(match bucket.get($key)? {
-                Some(value) => (200, value),
-                None => (404, b"absent\n".to_vec()),
-            }),
-        })
-        .unwrap_or_else(|error| (500, format!("{error:?}\n").into_bytes()))
+        $store::open($bucket)
+            .and_then(|bucket| match $request.method() {
+                Method::Put => bucket
+                    .set($key, &reply::body($request))
+                    .map(|()| (204, Vec::new())),
+                _ => Ok(match bucket.get($key)? {
+                    Some(value) => (200, value),
+                    None => (404, b"absent\n".to_vec()),
+                }),
+            })
+            .unwrap_or_else(|error| (500, format!("{error:?}\n").into_bytes()))
     };
 }
 
