@@ -11,12 +11,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Which of our crates each crate may build on. A new arrow is a change of architecture.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("benches", &["capabilities", "engine", "fleet"]),
     ("capabilities", &[]),
     ("engine", &["capabilities"]),
     ("fleet", &[]),
     ("plugins-nats", &["capabilities"]),
+    ("plugins-postgres", &["capabilities"]),
     ("subjects", &[]),
     (
         "wash",
@@ -33,16 +34,17 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// What a crate may never depend on, however it is used.
-const STRANGERS: [(&str, &[&str]); 6] = [
+const STRANGERS: [(&str, &[&str]); 7] = [
     ("subjects", &["wasmtime", "async-nats", "tokio", "hyper"]),
     (
         "capabilities",
         &["wasmtime", "async-nats", "hyper", "reqwest"],
     ),
     ("plugins-nats", &["wasmtime", "hyper"]),
-    ("engine", &["async-nats", "oci-client"]),
+    ("plugins-postgres", &["wasmtime", "async-nats", "hyper"]),
+    ("engine", &["async-nats", "oci-client", "sqlx"]),
     ("fleet", &["wasmtime"]),
-    ("washlet", &["clap"]),
+    ("washlet", &["clap", "sqlx"]),
 ];
 
 fn root() -> PathBuf {
