@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "capabilities",
             "engine",
             "plugins-nats",
+            "plugins-postgres",
             "subjects",
             "washlet",
         ],

@@ -8,6 +8,7 @@ use capabilities::plugin::Plugins;
 use engine::TrustRoots;
 use engine::interface::Interfaces;
 use plugins_nats::Nats;
+use plugins_postgres::Postgres;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +47,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     )
     .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let data = args.data()?;
+    let postgres = args.postgres()?;
     let control = runtime("control", Some(CONTROL_THREADS))?;
     let guests = Guests::start(args.run.tuning.profile, args.run.threads.map(usize::from))?;
     let outcome = control.block_on(async {
@@ -75,9 +77,12 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let Some((scheduler_client, data_client)) = connected else {
             return Ok(());
         };
-        let plugins = Plugins::new("nats")
+        let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
             .with(Nats::new(data_client));
+        if let Some(dsn) = postgres {
+            plugins = plugins.with(Postgres::new(&dsn));
+        }
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();
         options.outbound = args.http.outbound();

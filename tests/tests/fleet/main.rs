@@ -18,6 +18,7 @@ mod interfaces;
 mod keyvalue;
 mod limits;
 mod messaging;
+mod postgres;
 mod profiles;
 
 /// The virtual host of most workloads here.
