@@ -25,7 +25,8 @@ pub struct Dsn(pub(crate) PgConnectOptions);
 
 impl Dsn {
     /// Reads `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=ca.pem`, every
-    /// part but the scheme optional.
+    /// part but the scheme optional: for what is not there, libpq's variables (`PGHOST`, `PGPASSWORD` and the
+    /// like) and its defaults stand in.
     ///
     /// # Errors
     /// [`DsnError`], which says what is wrong without the text.

@@ -18,6 +18,7 @@
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::keyvalue::KeyValueStore;
+use capabilities::messaging::MessageBus;
 use capabilities::plugin::{Ask, OpenError, Plugin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,10 @@ impl Plugin for Postgres {
             create,
             bytes_max,
         )))
+    }
+
+    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        Err(OpenError::NotOffered("messaging; 'nats' and 'memory' do"))
     }
 
     async fn close(&self) {

@@ -172,6 +172,42 @@ async fn what_cannot_sign_in_or_be_reached_says_so_without_the_secret() {
     }
 }
 
+/// TLS is used when it is there, and asked for and checked as the URL says.
+#[tokio::test]
+async fn the_server_is_known_by_its_certificate() {
+    let made = || rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (own, other) = (made(), made());
+    let key = own.signing_key.serialize_pem();
+    let server = PostgresServer::start_with_tls(&own.cert.pem(), &key).await;
+    let server = server.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, cert) in [("own", own.cert), ("other", other.cert)] {
+        std::fs::write(dir.path().join(name), cert.pem()).unwrap();
+    }
+    let root = |name: &str| format!("&sslrootcert={}", dir.path().join(name).display());
+    for (parameters, is_known) in [
+        ("sslmode=require".to_owned(), true),
+        (format!("sslmode=verify-full{}", root("own")), true),
+        (format!("sslmode=verify-full{}", root("other")), false),
+        ("sslmode=verify-full".to_owned(), false),
+    ] {
+        let opened = store(&plugin(&format!("{}?{parameters}", server.url())))
+            .await
+            .open("b")
+            .await;
+        match is_known {
+            true => opened.unwrap(),
+            false => assert!(
+                matches!(opened, Err(keyvalue::Error::Unavailable(_))),
+                "{parameters}: {opened:?}"
+            ),
+        }
+    }
+    let pool = PgPool::connect(&server.url()).await.unwrap();
+    let encrypted = "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid = pg_backend_pid()";
+    assert_eq!(count(&pool, encrypted).await, 1);
+}
+
 #[tokio::test]
 async fn settings_that_nothing_reads_are_refused() {
     let server = PostgresServer::start().await.unwrap();
@@ -192,7 +228,7 @@ async fn settings_that_nothing_reads_are_refused() {
     ));
     let none = BTreeMap::new();
     let refused = plugin.messaging(&ask(&none)).await.map(drop);
-    assert!(matches!(refused, Err(OpenError::NotOffered("messaging"))));
+    assert!(matches!(refused, Err(OpenError::NotOffered(_))));
 }
 
 /// What has expired is deleted when others are written that will expire.

@@ -4,7 +4,7 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::{
-        fs::{MetadataExt, chown},
+        fs::{MetadataExt, PermissionsExt, chown},
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -26,6 +26,10 @@ pub const PASSWORD: &str = "not-to-be-shown";
 /// Whom the server runs as when the tests run as root, which Postgres refuses: `nobody`.
 const NOBODY: u32 = 65534;
 
+/// The server's certificate and its key, where there are some.
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
+
 /// A real Postgres server on a free port, killed when dropped.
 ///
 /// It has a database `fleet` that belongs to a role which is no superuser. Its data lies in a directory of
@@ -42,7 +46,26 @@ impl PostgresServer {
     /// # Errors
     /// When Postgres is not installed or does not become ready.
     pub async fn start() -> Result<Self> {
+        Self::start_in(TempDir::new()?).await
+    }
+
+    /// As [`start`](Self::start), with TLS for who asks for it; both in PEM.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with_tls(certificate: &str, key: &str) -> Result<Self> {
         let dir = TempDir::new()?;
+        fs::write(dir.path().join(CERTIFICATE), certificate)?;
+        let path = dir.path().join(KEY);
+        fs::write(&path, key)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        if is_root()? {
+            chown(&path, Some(NOBODY), Some(NOBODY))?;
+        }
+        Self::start_in(dir).await
+    }
+
+    async fn start_in(dir: TempDir) -> Result<Self> {
         if is_root()? {
             chown(dir.path(), Some(NOBODY), Some(NOBODY))?;
         }
@@ -160,6 +183,12 @@ async fn launch(dir: &Path, port: u16) -> Result<Process> {
         "shared_buffers=32MB",
     ] {
         server.args(["-c", setting]);
+    }
+    let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
+    if certificate.is_file() {
+        let file = |name: &str, file: &Path| format!("ssl_{name}_file={}", file.display());
+        server.args(["-c", "ssl=on", "-c", &file("cert", &certificate)]);
+        server.args(["-c", &file("key", &key)]);
     }
     let mut process = Process::spawn(server)?;
     let ready = |process: &Process| {

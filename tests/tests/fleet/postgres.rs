@@ -185,6 +185,13 @@ async fn what_postgres_does_not_serve_is_refused() -> Result<()> {
         "{status:?}"
     );
     let host = fleet.host(&["--postgres-url", &server.url()]).await?;
+    let messaging = "wasmcloud:messaging/consumer,handler@0.2.0";
+    let messenger = workload(&fleet, "messenger", messaging).await?;
+    let status = host.run(&messenger).await?;
+    assert!(
+        status.state == "ERROR" && status.message.contains("does not offer messaging"),
+        "{status:?}"
+    );
     let image = fleet.push("kv").await?;
     let history = [BACKEND, ("history", "5")];
     let workload = app("kv", &image, json!({})).interface(STORE, &history);
