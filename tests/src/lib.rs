@@ -9,6 +9,7 @@
 //! | [`workload`] | what to ask a host to run |
 //! | [`http`] | requests to a host |
 //! | [`nats`] | a `nats-server` with JetStream |
+//! | [`postgres`] | a Postgres server |
 //! | [`registry`] | an OCI registry |
 //! | [`proxy`] | a TCP proxy that counts, pauses and cuts |
 //! | [`process`] | a child process and what it printed |
@@ -17,6 +18,7 @@
 
 pub mod http;
 pub mod nats;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod registry;

@@ -1,7 +1,7 @@
 //! Where the server binaries are.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The binary `name`: what the variable named like it says (`nats-server` → `NATS_SERVER`), else
-/// from `PATH` and the sbin directories, else `<target directory>/tools/bin/<name>`.
+/// from `PATH`, the sbin directories and Postgres' own, else `<target directory>/tools/bin/<name>`.
 ///
 /// # Errors
 /// When it is in none of these; the text names the tool and the remedy.
@@ -28,6 +28,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
     let exe = env::current_exe()?;
     let found = env::split_paths(&path)
         .chain(SBIN.iter().map(PathBuf::from))
+        .chain(postgres_dirs())
         .chain(exe.ancestors().map(|dir| dir.join("tools/bin")))
         .map(|dir| dir.join(name))
         .find(|file| file.is_file());
@@ -35,6 +36,20 @@ pub fn find(name: &str) -> Result<PathBuf> {
         Some(file) => Ok(file),
         None => bail!("\"{name}\" is not installed; `cargo xtask test` finds or installs it"),
     }
+}
+
+/// Where Debian keeps Postgres, the newest first: a directory for each version, in no `PATH`.
+fn postgres_dirs() -> Vec<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .filter_map(|version| {
+            let version = version.ok()?;
+            let number = version.file_name().to_str()?.parse().ok()?;
+            Some((number, version.path().join("bin")))
+        })
+        .collect();
+    versions.sort();
+    versions.into_iter().rev().map(|(_, dir)| dir).collect()
 }
 
 /// The binary `name` that cargo built in the same profile as the running test.

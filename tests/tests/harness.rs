@@ -2,7 +2,8 @@
 
 use anyhow::{Result, bail};
 use fleet::{
-    nats::NatsServer, proxy::Proxy, registry, registry::Registry, wait, workload::component,
+    nats::NatsServer, postgres::PostgresServer, proxy::Proxy, registry, registry::Registry, wait,
+    workload::component,
 };
 use futures::StreamExt;
 
@@ -43,6 +44,22 @@ async fn a_nats_server_takes_configuration_and_reports_a_bad_one() -> Result<()>
         bail!("a server with a bad configuration started");
     };
     assert!(format!("{error:#}").contains("ended at once"), "{error:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_postgres_server_accepts_nobody_while_it_is_killed() -> Result<()> {
+    let mut server = PostgresServer::start().await?;
+    let (url, address) = (server.url(), server.address());
+    let connect = async || tokio::net::TcpStream::connect(&address).await;
+    connect().await?;
+    server.kill();
+    assert!(connect().await.is_err(), "a killed server accepts nobody");
+    server.restart().await?;
+    assert_eq!(server.url(), url);
+    connect().await?;
+    let log = server.log();
+    assert!(log.contains("not properly shut down"), "{log}");
     Ok(())
 }
 

@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Which of our crates each crate may build on. A new arrow is a change of architecture.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("benches", &["capabilities", "engine", "fleet"]),
     ("capabilities", &[]),
     ("engine", &["capabilities"]),
     ("fleet", &[]),
     ("plugins-local", &["capabilities"]),
     ("plugins-nats", &["capabilities"]),
+    ("plugins-postgres", &["capabilities"]),
     ("subjects", &[]),
     (
         "wash",
@@ -26,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "engine",
             "plugins-local",
             "plugins-nats",
+            "plugins-postgres",
             "subjects",
             "washlet",
         ],
@@ -35,7 +37,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
 ];
 
 /// What a crate may never depend on, however it is used.
-const STRANGERS: [(&str, &[&str]); 7] = [
+const STRANGERS: [(&str, &[&str]); 8] = [
     ("subjects", &["wasmtime", "async-nats", "tokio", "hyper"]),
     (
         "capabilities",
@@ -43,9 +45,10 @@ const STRANGERS: [(&str, &[&str]); 7] = [
     ),
     ("plugins-local", &["wasmtime", "hyper", "async-nats"]),
     ("plugins-nats", &["wasmtime", "hyper"]),
-    ("engine", &["async-nats", "oci-client"]),
+    ("plugins-postgres", &["wasmtime", "async-nats", "hyper"]),
+    ("engine", &["async-nats", "oci-client", "sqlx"]),
     ("fleet", &["wasmtime"]),
-    ("washlet", &["clap"]),
+    ("washlet", &["clap", "sqlx"]),
 ];
 
 fn root() -> PathBuf {

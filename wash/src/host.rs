@@ -9,6 +9,7 @@ use engine::TrustRoots;
 use engine::interface::Interfaces;
 use plugins_local::{Environment, Files};
 use plugins_nats::Nats;
+use plugins_postgres::Postgres;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +48,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     )
     .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let data = args.data()?;
+    let postgres = args.postgres()?;
     let control = runtime("control", Some(CONTROL_THREADS))?;
     let guests = Guests::start(args.run.tuning.profile, args.run.threads.map(usize::from))?;
     let outcome = control.block_on(async {
@@ -84,6 +86,9 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         }
         if let Some(prefix) = &args.secrets.secrets_env_prefix {
             plugins = plugins.with(Environment::new(prefix, std::env::vars_os()));
+        }
+        if let Some(dsn) = postgres {
+            plugins = plugins.with(Postgres::new(&dsn));
         }
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();

@@ -33,7 +33,7 @@ const WORLD: &str = "wasi:http/proxy";
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let short = args.iter().any(|arg| arg == "--short");
     let mut variables = Vec::new();
-    for tool in tools::ALL {
+    for tool in tools::FLEET {
         variables.push((tool.variable, tool.ensure()?));
     }
     let rows = |names: &[&str]| {

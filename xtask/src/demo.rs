@@ -35,7 +35,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         [arg] if arg == "--keep" => true,
         _ => bail!("`cargo xtask demo` takes no argument but --keep"),
     };
-    for tool in tools::ALL {
+    for tool in tools::FLEET {
         tool.ensure()?;
     }
     cargo_run(cargo().args(["build", "--package", "wash"]))?;

@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsStr,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -43,7 +43,20 @@ pub(crate) const DOCKER_REGISTRY: Tool = Tool {
              or put the `registry` binary of distribution 2.8 on PATH under that name",
 };
 
-pub(crate) const ALL: [&Tool; 2] = [&NATS_SERVER, &DOCKER_REGISTRY];
+/// Stands for all of Postgres, which lies beside it.
+pub(crate) const INITDB: Tool = Tool {
+    name: "initdb",
+    variable: "INITDB",
+    suits: |_| true,
+    fetch: fetch_postgres,
+    remedy: "`apt-get install postgresql`, or put `initdb` of Postgres 12 or newer on PATH",
+};
+
+/// What every fleet needs.
+pub(crate) const FLEET: [&Tool; 2] = [&NATS_SERVER, &DOCKER_REGISTRY];
+
+/// What the tests need.
+pub(crate) const ALL: [&Tool; 3] = [&NATS_SERVER, &DOCKER_REGISTRY, &INITDB];
 
 impl Tool {
     /// The binary: from its variable, else from `PATH` and the sbin directories, else from
@@ -65,6 +78,7 @@ impl Tool {
         let path = env::var_os("PATH").unwrap_or_default();
         let found = env::split_paths(&path)
             .chain(SBIN.iter().map(PathBuf::from))
+            .chain(postgres_dirs())
             .map(|dir| dir.join(self.name))
             .chain([installed.clone()])
             .find(|file| file.is_file() && (self.suits)(file));
@@ -190,6 +204,44 @@ fn fetch_docker_registry(dir: &Path) -> Result<PathBuf> {
     let package = find(dir, |path| path.extension() == Some(OsStr::new("deb")))?;
     quiet(Command::new("dpkg").arg("-x").arg(package).arg(dir))?;
     find(dir, |path| path.ends_with("usr/bin/docker-registry"))
+}
+
+/// Installs the package, whose server finds its files where it was built for, and links to it.
+fn fetch_postgres(dir: &Path) -> Result<PathBuf> {
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        bail!("only root may install packages");
+    }
+    let install = || {
+        quiet(
+            Command::new("apt-get")
+                .args(["install", "-y", "-qq", "--no-install-recommends"])
+                .arg("postgresql")
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    if install().is_err() {
+        quiet(Command::new("apt-get").args(["update", "-qq"]))?;
+        install()?;
+    }
+    let bin = postgres_dirs().into_iter().next();
+    let link = dir.join("initdb");
+    let initdb = bin.context("the package has no server")?.join("initdb");
+    symlink(initdb, &link)?;
+    Ok(link)
+}
+
+/// Where Debian keeps Postgres, the newest first: a directory for each version, in no `PATH`.
+fn postgres_dirs() -> Vec<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .filter_map(|version| {
+            let version = version.ok()?;
+            let number = version.file_name().to_str()?.parse().ok()?;
+            Some((number, version.path().join("bin")))
+        })
+        .collect();
+    versions.sort();
+    versions.into_iter().rev().map(|(_, dir)| dir).collect()
 }
 
 /// Runs `command` without output; its standard error becomes the error.

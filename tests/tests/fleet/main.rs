@@ -20,6 +20,7 @@ mod keyvalue;
 mod limits;
 mod messaging;
 mod named;
+mod postgres;
 mod profiles;
 mod secrets;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use engine::{Layout, Outbound};
+use plugins_postgres::Dsn;
 use subjects::HostId;
 use washlet::config::{ArtifactConfig, HttpConfig, Limits, NatsAuth, NatsConfig, TlsConfig};
 
@@ -47,6 +48,8 @@ pub(crate) struct HostArgs {
     data_auth: DataAuth,
     #[command(flatten)]
     common_auth: CommonAuth,
+    #[command(flatten)]
+    postgres: PostgresArgs,
     #[command(flatten)]
     pub(crate) http: HttpArgs,
     #[command(flatten)]
@@ -113,6 +116,21 @@ fn secrets_prefix(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("must be at least 3 letters, digits and '_', such as SECRET_".to_owned()),
     }
+}
+
+/// Postgres, beside NATS.
+#[derive(Args)]
+#[command(next_help_heading = "Postgres for data")]
+struct PostgresArgs {
+    /// The database of host interfaces with `backend: postgres`, like
+    /// postgres://user:password@host:5432/database?sslmode=verify-full; better given by the variable
+    #[arg(
+        long,
+        env = "WASH_POSTGRES_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    postgres_url: Option<String>,
 }
 
 /// How HTTP comes in and goes out.
@@ -303,6 +321,14 @@ impl HostArgs {
         Ok(self.data.config(self.or_common(self.data_auth.auth()?)?))
     }
 
+    /// The database that components' data is in, if there is one.
+    pub(crate) fn postgres(&self) -> Result<Option<Dsn>, Failure> {
+        // Not read by the parser of flags, which repeats what it refuses.
+        let dsn = self.postgres.postgres_url.as_deref().map(Dsn::parse);
+        dsn.transpose()
+            .map_err(|error| Failure::usage(format!("--postgres-url: {error}")))
+    }
+
     fn or_common(&self, auth: NatsAuth) -> Result<NatsAuth, Failure> {
         match auth {
             NatsAuth::None => self.common_auth.auth(),
@@ -320,6 +346,7 @@ impl HostArgs {
                     .hint("name the authorities by --http-client-ca-path"),
             );
         }
+        self.postgres()?;
         for nats in [self.scheduler()?, self.data()?] {
             let auth = match &nats.auth {
                 NatsAuth::CredsFile(file) | NatsAuth::NkeyFile(file) => Some(file),

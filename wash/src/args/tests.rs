@@ -88,6 +88,22 @@ fn credentials_for_both_servers_may_be_given_once() {
 }
 
 #[test]
+fn what_is_wrong_with_the_postgres_url_is_said_without_it() {
+    assert!(host("wash host").postgres().unwrap().is_none());
+    let args = host("wash host --postgres-url postgres://u:p@h/d?sslmode=require");
+    assert!(args.postgres().unwrap().is_some());
+    for url in [
+        "hunter2",
+        "mysql://u:hunter2@h/d",
+        "postgres://h/d?hunter2=1",
+    ] {
+        let args = host(&format!("wash host --postgres-url {url}"));
+        let refused = args.check().map(drop).unwrap_err();
+        assert!(!format!("{refused:?}").contains("hunter2"), "{refused:?}");
+    }
+}
+
+#[test]
 fn values_that_cannot_be_meant_are_refused() {
     for flags in [
         "--http-addr 9191",

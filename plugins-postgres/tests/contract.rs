@@ -1,0 +1,33 @@
+//! The Postgres plugin keeps the contract, against a real server.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test cannot set up, it cannot go on from"
+)]
+
+use capabilities::contract;
+use fleet::postgres::PostgresServer;
+use plugins_postgres::{Dsn, Postgres};
+use std::collections::BTreeMap;
+
+fn plugin(server: &PostgresServer) -> Postgres {
+    Postgres::new(&Dsn::parse(&server.url()).unwrap())
+}
+
+#[tokio::test]
+async fn keyvalue() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    contract::keyvalue::run(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn blobstore() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    contract::blobstore::run(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
