@@ -68,6 +68,9 @@ async fn load(warm: bool) -> Result<Runnable> {
         call_cpu_max: NEVER,
         call_time_max: NEVER,
         compiles_in_flight: 1,
+        compiler: None,
+        code_dir: None,
+        code_bytes_max: 0,
         flat_names: false,
         trust_roots: TrustRoots::load(true, &[])?,
         outbound: Outbound {

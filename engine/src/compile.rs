@@ -1,11 +1,22 @@
 //! Bytes → [`Compiled`], once per digest.
 
 use bytes::Bytes;
+use rustix::fs::MemfdFlags;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
+use crate::Layout;
+use crate::code::CodeStore;
+use crate::compiler::{Compiler, Failure};
 use crate::wit::WitName;
 
 /// A checked and compiled component, shared by all workloads that use its bytes.
@@ -67,37 +78,198 @@ pub enum CompileError {
     Failed(String),
 }
 
-/// Compiles at most `permits` components at once, away from async threads.
-pub(crate) async fn compile(
-    engine: &wasmtime::Engine,
-    permits: &Arc<Semaphore>,
-    digest: &str,
-    bytes: Bytes,
-) -> Result<Arc<Compiled>, CompileError> {
-    match (bytes.get(..4), bytes.get(6)) {
-        (Some(b"\0asm"), Some(1)) => {}
-        (Some(b"\0asm"), Some(0)) => return Err(CompileError::CoreModule),
-        _ => return Err(CompileError::NotWasm),
+/// Makes [`Compiled`] of bytes, or of code that was kept.
+pub(crate) struct Compile {
+    pub(crate) engine: wasmtime::Engine,
+    pub(crate) layout: Layout,
+    /// Compilations at once.
+    pub(crate) permits: Arc<Semaphore>,
+    /// `None`: this process compiles.
+    pub(crate) compiler: Option<Compiler>,
+    /// `None`: nothing is kept.
+    pub(crate) store: Option<CodeStore>,
+    pub(crate) compiled: AtomicU64,
+}
+
+impl Compile {
+    /// What is on disk for `digest`.
+    pub(crate) async fn load(self: Arc<Self>, digest: &str) -> Option<Arc<Compiled>> {
+        if !self.store.as_ref()?.has(digest) {
+            return None;
+        }
+        let (this, digest) = (Arc::clone(&self), digest.to_owned());
+        let load = move || {
+            let store = this.store.as_ref()?;
+            let began = Instant::now();
+            let loaded = store.load(&digest, |path| {
+                let component = map(&this.engine, path)?;
+                Compiled::new(&this.engine, &digest, component)
+            })?;
+            tracing::info!(digest, took = ?began.elapsed(), "compiled code was on disk");
+            Some(Arc::new(loaded))
+        };
+        tokio::task::spawn_blocking(load).await.ok().flatten()
     }
-    // The semaphore is never closed.
-    let permit = Arc::clone(permits).acquire_owned().await;
-    let engine = engine.clone();
-    let digest = digest.to_owned();
-    tokio::task::spawn_blocking(move || {
-        // Held by the work, not by who waits for it: a start that is given up goes on compiling.
-        let _permit = permit;
-        let component = Component::new(&engine, &bytes)
-            .map_err(|error| CompileError::Invalid(format!("{error:#}")))?;
+
+    /// Compiles `bytes`, away from async threads, and keeps the code.
+    pub(crate) async fn compile(
+        self: Arc<Self>,
+        digest: &str,
+        bytes: Bytes,
+    ) -> Result<Arc<Compiled>, CompileError> {
+        match (bytes.get(..4), bytes.get(6)) {
+            (Some(b"\0asm"), Some(1)) => {}
+            (Some(b"\0asm"), Some(0)) => return Err(CompileError::CoreModule),
+            _ => return Err(CompileError::NotWasm),
+        }
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let began = Instant::now();
+        let code = match &self.compiler {
+            Some(compiler) => self.outside(compiler, &bytes).await?,
+            None => None,
+        };
+        let (this, digest, size) = (Arc::clone(&self), digest.to_owned(), bytes.len());
+        let finish = move || {
+            // Held by the work, not by who waits for it: a start that is given up goes on compiling.
+            let _permit = permit;
+            let compiled = match code {
+                Some(code) => this.take_up(&digest, code)?,
+                None => this.here(&digest, &bytes)?,
+            };
+            this.compiled.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(digest, size, took = ?began.elapsed(), "component compiled");
+            Ok(Arc::new(compiled))
+        };
+        tokio::task::spawn_blocking(finish)
+            .await
+            .unwrap_or_else(|error| Err(CompileError::Failed(error.to_string())))
+    }
+
+    /// Code from the compiler's process; `None` when that cannot be started.
+    async fn outside(
+        &self,
+        compiler: &Compiler,
+        bytes: &Bytes,
+    ) -> Result<Option<Code>, CompileError> {
+        let mut code = match self.store.as_ref().map(CodeStore::temp) {
+            Some(Ok(temp)) => Code::Disk(temp),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "compiled code cannot be kept on disk");
+                Code::memory()?
+            }
+            None => Code::memory()?,
+        };
+        loop {
+            let output = code.reopen().map_err(in_the_way)?;
+            let compiled = compiler.compile(self.layout, bytes.clone(), output).await;
+            match (compiled, &code) {
+                (Ok(()), _) => return Ok(Some(code)),
+                (Err(Failure::Compile(error)), _) => return Err(error),
+                (Err(Failure::Spawn(error)), _) => {
+                    tracing::warn!(
+                        %error, program = %compiler.program.display(),
+                        "the compiler's process cannot be started; this one compiles"
+                    );
+                    return Ok(None);
+                }
+                (Err(Failure::Output(error)), Code::Disk(_)) => {
+                    tracing::warn!(error, "compiled code cannot be kept on disk");
+                    code = Code::memory()?;
+                }
+                (Err(Failure::Output(error)), Code::Memory(_)) => {
+                    return Err(CompileError::Failed(error));
+                }
+            }
+        }
+    }
+
+    /// Maps what the compiler made, and keeps it.
+    fn take_up(&self, digest: &str, code: Code) -> Result<Compiled, CompileError> {
+        let component = match &code {
+            Code::Disk(temp) => map(&self.engine, temp.path()),
+            Code::Memory(file) => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                map(&self.engine, path.as_ref())
+            }
+        };
+        let component = component.map_err(|error| CompileError::Failed(format!("{error:#}")))?;
+        let compiled = Compiled::new(&self.engine, digest, component)?;
+        if let (Some(store), Code::Disk(temp)) = (&self.store, code)
+            && let Err(error) = store.keep(digest, temp)
+        {
+            tracing::warn!(%error, digest, "compiled code cannot be kept on disk");
+        }
+        Ok(compiled)
+    }
+
+    /// Compiles in this process.
+    fn here(&self, digest: &str, bytes: &Bytes) -> Result<Compiled, CompileError> {
+        let invalid = |error: wasmtime::Error| CompileError::Invalid(format!("{error:#}"));
+        let temp = self.store.as_ref().map(CodeStore::temp);
+        let Some(Ok(mut temp)) = temp else {
+            let component = Component::new(&self.engine, bytes).map_err(invalid)?;
+            return Compiled::new(&self.engine, digest, component);
+        };
+        let code = self.engine.precompile_component(bytes).map_err(invalid)?;
+        match temp.write_all(&code) {
+            Ok(()) => {
+                drop(code);
+                self.take_up(digest, Code::Disk(temp))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "compiled code cannot be kept on disk");
+                let mut memory = Code::memory()?.reopen().map_err(in_the_way)?;
+                memory.write_all(&code).map_err(in_the_way)?;
+                self.take_up(digest, Code::Memory(memory))
+            }
+        }
+    }
+}
+
+/// What the compiler has written.
+enum Code {
+    Disk(NamedTempFile),
+    /// A file that is only in memory.
+    Memory(File),
+}
+
+impl Code {
+    fn memory() -> Result<Self, CompileError> {
+        let file = rustix::fs::memfd_create("compiled", MemfdFlags::CLOEXEC);
+        let file = file.map_err(|error| in_the_way(error.into()))?;
+        Ok(Self::Memory(file.into()))
+    }
+
+    /// The same file for somebody else.
+    fn reopen(&self) -> io::Result<File> {
+        match self {
+            Self::Disk(temp) => temp.as_file().try_clone(),
+            Self::Memory(file) => file.try_clone(),
+        }
+    }
+}
+
+fn in_the_way(error: io::Error) -> CompileError {
+    CompileError::Failed(format!("there is no place for its code: {error}"))
+}
+
+impl Compiled {
+    fn new(
+        engine: &wasmtime::Engine,
+        digest: &str,
+        component: Component,
+    ) -> Result<Self, CompileError> {
         let ty = component.component_type();
         let imports = ty
-            .imports(&engine)
+            .imports(engine)
             .map(|(name, item)| Imported {
                 name: name.to_owned(),
                 implements: item.implements.map(str::to_owned),
             })
             .collect::<Vec<_>>();
         let exports = ty
-            .exports(&engine)
+            .exports(engine)
             .filter(|(_, item)| !matches!(item.ty, ComponentItem::Type(_)))
             .map(|(name, _)| name.to_owned())
             .collect::<Vec<_>>();
@@ -107,16 +279,34 @@ pub(crate) async fn compile(
         });
         match imported.chain(&exports).find(|name| needs_p3(name)) {
             Some(name) => Err(CompileError::Async(name.clone())),
-            None => Ok(Arc::new(Compiled {
-                digest,
+            None => Ok(Self {
+                digest: digest.to_owned(),
                 component,
                 imports,
                 exports,
-            })),
+            }),
         }
-    })
-    .await
-    .unwrap_or_else(|error| Err(CompileError::Failed(error.to_string())))
+    }
+}
+
+/// The component whose code is in the file; where files may not be executed, a copy in memory.
+#[expect(
+    unsafe_code,
+    reason = "code is executed; it comes from this host's compiler, see `code` for how that is known"
+)]
+fn map(engine: &wasmtime::Engine, path: &Path) -> Result<Component, CompileError> {
+    let failed = |error: wasmtime::Error| CompileError::Failed(format!("{error:#}"));
+    // SAFETY: the file was written by the compiler of this host, or has the tag that says so, and nobody
+    // else writes to it: the directory is the host's own.
+    match unsafe { Component::deserialize_file(engine, path) } {
+        Ok(component) => Ok(component),
+        Err(error) => {
+            tracing::debug!(%error, file = %path.display(), "compiled code cannot be mapped");
+            let code = std::fs::read(path).map_err(in_the_way)?;
+            // SAFETY: as above.
+            unsafe { Component::deserialize(engine, code) }.map_err(failed)
+        }
+    }
 }
 
 fn needs_p3(name: &str) -> bool {

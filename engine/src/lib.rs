@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`wit`] | names and versions of interfaces |
 //! | [`compile`](CompileError) | bytes → [`Compiled`], shared by digest |
+//! | [`compiler`], [`code`](CodeCounts) | the compiler's process, and what it made on disk |
 //! | [`interface`] | what serves imports |
 //! | [`link`](LinkError) | [`Compiled`] → [`Runnable`] |
 //! | [`invoke`] | calling exports |
@@ -18,7 +19,9 @@
 
 pub mod allowed_hosts;
 mod arriving;
+mod code;
 mod compile;
+pub mod compiler;
 mod ctx;
 pub mod interface;
 pub mod invoke;
@@ -32,6 +35,7 @@ mod warm;
 pub mod wit;
 
 pub use arriving::Arriving;
+pub use code::CodeCounts;
 pub use compile::{CompileError, Compiled};
 pub use ctx::{Ctx, Owner};
 pub use interface::http::{Outbound, TrustError, TrustRoots, Turns};
@@ -43,11 +47,16 @@ pub use warm::Reuse;
 
 use bytes::Bytes;
 use capabilities::plugin::Plugins;
+use code::CodeStore;
+use compile::Compile;
+use compiler::Compiler;
 use futures::future::BoxFuture;
 use interface::Interfaces;
 use limits::Ticker;
 use permits::Permits;
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -79,6 +88,12 @@ pub struct Config {
     pub call_time_max: Duration,
     /// Compilations at once.
     pub compiles_in_flight: usize,
+    /// Who compiles; `None`: this process.
+    pub compiler: Option<Compiler>,
+    /// Where compiled code is kept, of which no other process knows; `None`: in memory, while it is used.
+    pub code_dir: Option<PathBuf>,
+    /// How much is kept there, in bytes.
+    pub code_bytes_max: u64,
     /// Bucket names are the storage's own, not scoped by the workload's namespace.
     pub flat_names: bool,
     /// Whom outgoing HTTPS trusts.
@@ -114,7 +129,7 @@ pub(crate) struct Inner {
     /// What is in use by digest, whatever the cache keeps.
     live: Mutex<HashMap<String, Weak<Compiled>>>,
     compiled: moka::future::Cache<String, Arc<Compiled>>,
-    compiling: Arc<Semaphore>,
+    compile: Arc<Compile>,
     _ticker: Ticker,
 }
 
@@ -150,6 +165,24 @@ impl Engine {
         let mut linker = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(start)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(start)?;
+        let store = config.code_dir.as_deref().and_then(|dir| {
+            CodeStore::open(dir, &engine, config.code_bytes_max)
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        %error, dir = %dir.display(),
+                        "compiled code is not kept: components are compiled at each start of this host"
+                    );
+                })
+                .ok()
+        });
+        let compile = Compile {
+            engine: engine.clone(),
+            layout: config.layout,
+            permits: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
+            compiler: config.compiler.clone(),
+            store,
+            compiled: AtomicU64::new(0),
+        };
         let ticker = Ticker::start(engine.weak()).map_err(Error::Ticker)?;
         Ok(Self(Arc::new(Inner {
             engine,
@@ -160,7 +193,7 @@ impl Engine {
             instances: Permits::new(config.instances_max as usize, CALLS_WAITING_MAX),
             live: Mutex::default(),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
-            compiling: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
+            compile: Arc::new(compile),
             config,
             _ticker: ticker,
         })))
@@ -181,9 +214,41 @@ impl Engine {
         &self.0.interfaces
     }
 
-    /// What was compiled for `digest` before, while anybody uses it or it is kept for the next.
-    pub fn compiled(&self, digest: &str) -> Option<Arc<Compiled>> {
+    /// What was compiled for `digest` before: what is in use, kept for the next, or on disk.
+    pub async fn compiled(&self, digest: &str) -> Option<Arc<Compiled>> {
+        if let Some(compiled) = self.in_use(digest) {
+            return Some(compiled);
+        }
+        let load = Arc::clone(&self.0.compile).load(digest);
+        let compiled = self.0.compiled.optionally_get_with_by_ref(digest, load);
+        let compiled = compiled.await?;
+        self.remember(&compiled);
+        Some(compiled)
+    }
+
+    /// What was done with compiled code so far.
+    pub fn code(&self) -> CodeCounts {
+        let compiled = self.0.compile.compiled.load(Ordering::Relaxed);
+        match &self.0.compile.store {
+            Some(store) => store.counts(compiled),
+            None => CodeCounts {
+                compiled,
+                ..CodeCounts::default()
+            },
+        }
+    }
+
+    fn in_use(&self, digest: &str) -> Option<Arc<Compiled>> {
         self.live().get(digest).and_then(Weak::upgrade)
+    }
+
+    fn remember(&self, compiled: &Arc<Compiled>) {
+        let mut live = self.live();
+        if live.len() == live.capacity() {
+            // Before it grows: what nobody uses any more leaves.
+            live.retain(|_, compiled| compiled.strong_count() > 0);
+        }
+        live.insert(compiled.digest().to_owned(), Arc::downgrade(compiled));
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
@@ -201,22 +266,15 @@ impl Engine {
     /// # Errors
     /// [`CompileError`].
     pub async fn compile(&self, digest: &str, bytes: Bytes) -> Result<Arc<Compiled>, CompileError> {
-        let inner = &self.0;
-        if let Some(compiled) = self.compiled(digest) {
+        if let Some(compiled) = self.in_use(digest) {
             return Ok(compiled);
         }
-        let compile = compile::compile(&inner.engine, &inner.compiling, digest, bytes);
-        let compiled = inner
-            .compiled
-            .try_get_with_by_ref(digest, compile)
+        let compile = Arc::clone(&self.0.compile).compile(digest, bytes);
+        let compiled = self.0.compiled.try_get_with_by_ref(digest, compile);
+        let compiled = compiled
             .await
             .map_err(|error| CompileError::clone(&error))?;
-        let mut live = self.live();
-        if live.len() == live.capacity() {
-            // Before it grows: what nobody uses any more leaves.
-            live.retain(|_, compiled| compiled.strong_count() > 0);
-        }
-        live.insert(digest.to_owned(), Arc::downgrade(&compiled));
+        self.remember(&compiled);
         Ok(compiled)
     }
 

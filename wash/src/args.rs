@@ -125,6 +125,12 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Compile a component from stdin to stdout; hosts call it
+    #[command(hide = true)]
+    CompileComponent {
+        /// How memories lie in the address space
+        layout: engine::Layout,
+    },
 }
 
 /// `wash workload ..`.

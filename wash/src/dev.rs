@@ -23,7 +23,7 @@ use washlet::{EngineOptions, Washlet};
 
 use crate::args::{DevArgs, Interface};
 use crate::guests::Guests;
-use crate::host::{runtime, signals};
+use crate::host::{compiler, runtime, signals};
 use crate::output::{self, Exit, Failure, Report};
 
 /// A file is taken for written when nothing happened to it for so long.
@@ -53,6 +53,7 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
         let config = config(&args, work.path())?;
         let mut options = EngineOptions::new(64, trust_roots);
         options.layout = args.tuning.profile.layout();
+        options.compiler = Some(compiler());
         let lanes = guests.lanes();
         let washlet =
             Washlet::build(config, options, plugins, Interfaces::default(), lanes, true).await;

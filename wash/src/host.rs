@@ -6,6 +6,7 @@ use std::time::Duration;
 use capabilities::memory::Memory;
 use capabilities::plugin::Plugins;
 use engine::TrustRoots;
+use engine::compiler::Compiler;
 use engine::interface::Interfaces;
 use plugins_local::{Environment, Files};
 use plugins_nats::Nats;
@@ -93,6 +94,9 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();
         options.outbound = args.http.outbound();
+        options.compiler = Some(compiler());
+        options.code_dir = state.compiled_dir();
+        options.code_bytes_max = args.images.compiled_budget;
         let interfaces = Interfaces::default();
         let lanes = guests.lanes();
         let washlet = Washlet::build(config, options, plugins, interfaces, lanes, false)
@@ -144,6 +148,14 @@ fn failure(error: &washlet::Error) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, capabilities::report(error))
+}
+
+/// This program again: the file it was started from, whatever lies at its path by now.
+pub(crate) fn compiler() -> Compiler {
+    Compiler {
+        program: "/proc/self/exe".into(),
+        args: vec!["compile-component".into()],
+    }
 }
 
 /// A runtime with threads named `name`.

@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    if let Command::CompileComponent { layout } = cli.command {
+        // Its output is code, not a result.
+        return ExitCode::from(engine::compiler::run(layout));
+    }
     output::finish(cli.global.output, run(cli))
 }
 
@@ -57,6 +61,7 @@ fn run(cli: Cli) -> Result<Report, Failure> {
         Command::Oci(OciCommand::Push(args)) => client(oci::push(&args)),
         Command::Inspect(args) => client(inspect::run(&args)),
         Command::Completion { shell } => completion(shell),
+        Command::CompileComponent { .. } => Err(Failure::usage("is no command for people")),
     }
 }
 

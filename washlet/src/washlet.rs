@@ -11,6 +11,7 @@ use capabilities::plugin::Plugins;
 use engine::Engine;
 use engine::interface::Interfaces;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -71,6 +72,12 @@ pub struct EngineOptions {
     pub trust_roots: engine::TrustRoots,
     /// How much may go out at once.
     pub outbound: engine::Outbound,
+    /// Who compiles; `None`: this process.
+    pub compiler: Option<engine::compiler::Compiler>,
+    /// Where compiled code is kept, for this process alone; `None`: nowhere.
+    pub code_dir: Option<PathBuf>,
+    /// How much is kept there, in bytes.
+    pub code_bytes_max: u64,
 }
 
 impl EngineOptions {
@@ -88,6 +95,9 @@ impl EngineOptions {
                 per_host: 512,
                 wait: Duration::from_secs(5),
             },
+            compiler: None,
+            code_dir: None,
+            code_bytes_max: 1 << 30,
         }
     }
 }
@@ -161,6 +171,9 @@ impl Washlet {
                 call_cpu_max: options.call_cpu_max,
                 call_time_max: options.call_time_max,
                 compiles_in_flight: 2,
+                compiler: options.compiler,
+                code_dir: options.code_dir,
+                code_bytes_max: options.code_bytes_max,
                 flat_names: config.flat_names,
                 trust_roots: options.trust_roots,
                 outbound: options.outbound,

@@ -1,12 +1,14 @@
 //! Bytes are compiled once per digest, or refused in words that help.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use engine::CompileError;
+use engine::compiler::Compiler;
+use engine::{CompileError, Config, Engine, Layout};
 use futures::future::try_join_all;
 
-use crate::host::{config, engine, shared, wasm};
+use crate::host::{config, engine, get, grant, shared, wasm};
 
 /// A component whose only content is the import of an empty instance.
 pub(crate) fn importing(name: &str) -> Bytes {
@@ -72,4 +74,126 @@ async fn what_is_no_component_is_refused_for_its_reason() {
     }
     // A refusal is not remembered.
     assert!(shared().compile("sha256:bad", whole).await.is_ok());
+}
+
+/// Of an engine that keeps its code in `dir` and has `program` compile.
+fn keeping(dir: &Path, program: Option<&[&str]>) -> Engine {
+    let compiler = program.map(|words| Compiler {
+        program: words[0].into(),
+        args: words[1..].iter().map(Into::into).collect(),
+    });
+    engine(Config {
+        compiler,
+        code_dir: Some(dir.to_owned()),
+        code_bytes_max: 1 << 30,
+        ..config()
+    })
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| !path.ends_with("key")).collect()
+}
+
+/// What an image's digest looks like.
+const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+#[tokio::test]
+async fn what_was_compiled_serves_after_a_restart_without_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = keeping(dir.path(), None);
+    assert!(first.compiled(DIGEST).await.is_none());
+    first.compile(DIGEST, wasm("http-hello")).await.unwrap();
+    assert_eq!(first.code().compiled, 1);
+    drop(first);
+
+    let second = keeping(dir.path(), None);
+    let compiled = second.compiled(DIGEST).await.unwrap();
+    let runnable = second.link(&compiled, grant("kept")).await.unwrap();
+    assert_eq!(get(&runnable, "/").await.unwrap().status(), 200);
+    let counts = second.code();
+    assert_eq!((counts.compiled, counts.loaded), (0, 1));
+    // Others with this digest have the same.
+    let again = second.compiled(DIGEST).await.unwrap();
+    assert!(Arc::ptr_eq(&again, &compiled));
+}
+
+#[tokio::test]
+async fn damaged_code_is_compiled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = keeping(dir.path(), None);
+    first.compile(DIGEST, wasm("http-hello")).await.unwrap();
+    drop(first);
+    let file = &files(dir.path())[0];
+    let mut code = std::fs::read(file).unwrap();
+    let middle = code.len() / 2;
+    code[middle] ^= 1;
+    std::fs::write(file, code).unwrap();
+
+    let second = keeping(dir.path(), None);
+    assert!(second.compiled(DIGEST).await.is_none());
+    assert!(files(dir.path()).is_empty());
+    second.compile(DIGEST, wasm("http-hello")).await.unwrap();
+    let counts = second.code();
+    assert_eq!((counts.compiled, counts.discarded), (1, 1));
+    assert_eq!(files(dir.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn code_of_one_layout_is_not_mapped_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let guarded = keeping(dir.path(), None);
+    guarded.compile(DIGEST, wasm("http-hello")).await.unwrap();
+    drop(guarded);
+    let checked = engine(Config {
+        layout: Layout::Checked,
+        code_dir: Some(dir.path().to_owned()),
+        code_bytes_max: 1 << 30,
+        ..config()
+    });
+    assert!(checked.compiled(DIGEST).await.is_none());
+    assert_eq!(files(dir.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn a_compiler_that_dies_fails_its_component_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let failed = async |program: &[&str]| {
+        let engine = keeping(dir.path(), Some(program));
+        let compiled = engine.compile(DIGEST, wasm("http-hello")).await;
+        (compiled.err(), engine.code().compiled)
+    };
+    let killed = failed(&["sh", "-c", "kill -9 $$"]).await;
+    assert!(
+        matches!(&killed, (Some(CompileError::Failed(why)), 0) if why.contains("signal")),
+        "{killed:?}"
+    );
+    let refused = failed(&["sh", "-c", "echo no good >&2; exit 3"]).await;
+    assert!(
+        matches!(&refused, (Some(CompileError::Invalid(why)), 0) if why == "no good"),
+        "{refused:?}"
+    );
+    // What it says is code and is not, is not executed.
+    let lied = failed(&["sh", "-c", "cat >/dev/null; echo code"]).await;
+    assert!(
+        matches!(&lied, (Some(CompileError::Failed(_)), 0)),
+        "{lied:?}"
+    );
+    assert!(files(dir.path()).is_empty());
+    // One that is not there is done without.
+    assert!(matches!(failed(&["/nonexistent"]).await, (None, 1)));
+    assert_eq!(files(dir.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_costs_nothing_but_the_next_compilation() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = keeping(dir.path(), None);
+    // The directory is gone, as good as full.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    let compiled = engine.compile(DIGEST, wasm("http-hello")).await.unwrap();
+    let runnable = engine.link(&compiled, grant("no-room")).await.unwrap();
+    assert_eq!(get(&runnable, "/").await.unwrap().status(), 200);
+    assert_eq!(engine.code().bytes, 0);
 }

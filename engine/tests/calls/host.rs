@@ -37,6 +37,9 @@ pub(crate) fn config() -> Config {
         call_cpu_max: DEADLINE,
         call_time_max: DEADLINE,
         compiles_in_flight: 2,
+        compiler: None,
+        code_dir: None,
+        code_bytes_max: 0,
         flat_names: false,
         trust_roots: TrustRoots::load(true, &[]).unwrap(),
         outbound: Outbound {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 mod artifacts;
 mod blobstore;
+mod code;
 mod config;
 mod control;
 mod http;

@@ -228,6 +228,9 @@ pub(crate) struct ImageArgs {
     /// Keep about so many bytes of images that nothing uses, like 500MiB
     #[arg(long, env = "WASH_ARTIFACT_BUDGET", default_value = "4GiB", value_name = "BYTES", value_parser = bytes)]
     artifact_budget: u64,
+    /// Keep so many bytes of compiled code in the state directory
+    #[arg(long, env = "WASH_COMPILED_BUDGET", default_value = "1GiB", value_name = "BYTES", value_parser = bytes)]
+    pub(crate) compiled_budget: u64,
     /// Start images named file:///path, which lets whoever commands this host read its files
     #[arg(long, env = "WASH_ALLOW_FILE_IMAGES")]
     allow_file_images: bool,

@@ -118,7 +118,7 @@ impl Actor {
         let resolved = self.shared.artifacts.resolve(fetch).await;
         let resolved = resolved.map_err(failed)?;
         let digest = resolved.digest.to_string();
-        let (digest, pin, compiled) = match engine.compiled(&digest) {
+        let (digest, pin, compiled) = match engine.compiled(&digest).await {
             // Its bytes need not even be read.
             Some(compiled) => (digest, resolved.pin, compiled),
             None => {
