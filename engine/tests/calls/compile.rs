@@ -78,9 +78,12 @@ async fn what_is_no_component_is_refused_for_its_reason() {
 
 /// Of an engine that keeps its code in `dir` and has `program` compile.
 fn keeping(dir: &Path, program: Option<&[&str]>) -> Engine {
-    let compiler = program.map(|words| Compiler {
-        program: words[0].into(),
-        args: words[1..].iter().map(Into::into).collect(),
+    let compiler = program.and_then(|words| {
+        let (program, args) = words.split_first()?;
+        Some(Compiler {
+            program: program.into(),
+            args: args.iter().map(Into::into).collect(),
+        })
     });
     engine(Config {
         compiler,
