@@ -139,6 +139,21 @@ impl Washlet {
         Ok(())
     }
 
+    /// As [`restart`](Self::restart), for a host that cannot reach its NATS server: gives the port where it
+    /// serves HTTP as soon as it does.
+    ///
+    /// # Errors
+    /// When the host ends, or does not serve HTTP in time; with the end of its log.
+    pub async fn restart_cut_off(&mut self) -> Result<u16> {
+        self.kill();
+        (self.process, _) = spawn(self.state.path(), &self.args, &self.variables)?;
+        let serves = |process: &Process| {
+            let address = process.stderr.after("serving HTTP address=")?;
+            address.trim().rsplit_once(':')?.1.parse().ok()
+        };
+        self.process.wait_ready(wait::SOON, serves).await
+    }
+
     /// The host's id.
     pub fn id(&self) -> &str {
         self.heartbeat
@@ -310,14 +325,12 @@ pub fn status_of(reply: &Value) -> Result<Status> {
     })
 }
 
-async fn launch(
-    client: &Client,
+/// Starts the process; with the host name that its heartbeats have.
+fn spawn(
     state: &Path,
     args: &[String],
     variables: &[(String, String)],
-) -> Result<(Process, Value)> {
-    let mut heartbeats = client.subscribe("runtime.operator.heartbeat.>").await?;
-    client.flush().await?;
+) -> Result<(Process, String)> {
     // Heartbeats carry the id, which only the new host's log and its state directory also have.
     let state = state
         .to_str()
@@ -341,7 +354,19 @@ async fn launch(
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
-    let mut process = Process::start(&tools::built("wash")?, args, &variables)?;
+    let process = Process::start(&tools::built("wash")?, args, &variables)?;
+    Ok((process, name))
+}
+
+async fn launch(
+    client: &Client,
+    state: &Path,
+    args: &[String],
+    variables: &[(String, String)],
+) -> Result<(Process, Value)> {
+    let mut heartbeats = client.subscribe("runtime.operator.heartbeat.>").await?;
+    client.flush().await?;
+    let (mut process, name) = spawn(state, args, variables)?;
     let first = async {
         while let Some(message) = heartbeats.next().await {
             let heartbeat: Value = serde_json::from_slice(&message.payload)?;

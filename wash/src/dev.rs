@@ -53,7 +53,7 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
         let config = config(&args, work.path())?;
         let mut options = EngineOptions::new(64, trust_roots);
         options.layout = args.tuning.profile.layout();
-        options.compiler = Some(compiler());
+        options.compiler = compiler();
         let lanes = guests.lanes();
         let washlet =
             Washlet::build(config, options, plugins, Interfaces::default(), lanes, true).await;
@@ -115,6 +115,8 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
         },
         default_allowed_hosts: args.allowed_hosts.clone(),
         flat_names: false,
+        journal: None,
+        orphan_after: Duration::ZERO,
     })
 }
 

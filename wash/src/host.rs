@@ -1,6 +1,8 @@
 //! `wash host`: puts a host together, joins the fleet, and comes apart in order.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::IntoRawFd as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use capabilities::memory::Memory;
@@ -56,28 +58,15 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let (mut signals, again) = signals()?;
         let scheduler = config.scheduler.clone();
         let group = config.identity.group.clone();
-        // Waiting for NATS is owned too, so that a signal ends it.
-        let waiting = Drain::new(control.handle().clone());
-        let connect = async {
-            let id = config.identity.id.to_string();
-            let scheduler = nats::connect(&scheduler, &format!("washlet-{id}"), &waiting).await;
-            let Some(scheduler) = scheduler.map_err(unusable)? else {
-                return Ok(None);
-            };
-            // The data connection lives where guests do, away from the control plane.
-            let (name, owner) = (format!("washlet-data-{id}"), waiting.clone());
-            let lane = guests.handle().unwrap_or(control.handle());
-            let data = lane.spawn(async move { nats::connect(&data, &name, &owner).await });
-            let data = data.await.map_err(anyhow::Error::from)?.map_err(unusable)?;
-            Ok::<_, Failure>(data.map(|data| (scheduler, data)))
-        };
-        let connected = tokio::select! {
-            connected = connect => connected?,
-            () = signals.recv() => None,
-        };
-        waiting.stop();
-        let Some((scheduler_client, data_client)) = connected else {
-            return Ok(());
+        let id = config.identity.id.to_string();
+        nats::usable(&scheduler).await.map_err(unusable)?;
+        // The data connection lives where guests do, away from the control plane.
+        let name = format!("washlet-data-{id}");
+        let lane = guests.handle().unwrap_or(control.handle());
+        let data = lane.spawn(async move { nats::connect_later(&data, &name).await });
+        let data_client = tokio::select! {
+            data = data => data.map_err(anyhow::Error::from)?.map_err(unusable)?,
+            () = signals.recv() => return Ok(()),
         };
         let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
@@ -94,7 +83,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();
         options.outbound = args.http.outbound();
-        options.compiler = Some(compiler());
+        options.compiler = compiler();
         options.code_dir = state.compiled_dir();
         options.code_bytes_max = args.images.compiled_budget;
         let interfaces = Interfaces::default();
@@ -103,7 +92,6 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             .await
             .map_err(|error| failure(&error))?;
         let http = washlet.http_address().map(|address| address.to_string());
-        let id = washlet.host().id().to_string();
         let server = nats::server(&scheduler);
         let ready = |host: &washlet::host::Host| {
             let (name, http) = (host.name(), http.as_deref().unwrap_or("none"));
@@ -114,11 +102,32 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
                 LogFormat::Json => tracing::info!(id, name, group, http, nats = server, "ready"),
             }
         };
-        let run = washlet.run(scheduler_client, ready, signals.recv());
-        tokio::select! {
-            outcome = run => {
-                outcome.map_err(|error| failure(&error))
+        let run = async {
+            // What ran before serves already. Waiting for NATS is owned too, so that a signal ends it.
+            let waiting = Drain::new(control.handle().clone());
+            let name = format!("washlet-{id}");
+            let connected = tokio::select! {
+                connected = nats::connect(&scheduler, &name, &waiting) => connected,
+                () = signals.recv() => Ok(None),
+            };
+            waiting.stop();
+            match connected {
+                Ok(Some(client)) => {
+                    let run = washlet.run(client, ready, signals.recv());
+                    run.await.map_err(|error| failure(&error))
+                }
+                Ok(None) => {
+                    washlet.drain().await;
+                    Ok(())
+                }
+                Err(error) => {
+                    washlet.drain().await;
+                    Err(unusable(error))
+                }
             }
+        };
+        tokio::select! {
+            outcome = run => outcome,
             () = again.twice() => {
                 Err(Failure::new(Exit::Failed, "ended at once by a second signal; calls were cut"))
             }
@@ -150,12 +159,18 @@ fn failure(error: &washlet::Error) -> Failure {
     Failure::new(exit, capabilities::report(error))
 }
 
-/// This program again: the file it was started from, whatever lies at its path by now.
-pub(crate) fn compiler() -> Compiler {
-    Compiler {
-        program: "/proc/self/exe".into(),
+/// This program again: the file it was started from, whatever is put at its path later.
+pub(crate) fn compiler() -> Option<Compiler> {
+    let file = std::env::current_exe().and_then(File::open);
+    let file = file.inspect_err(|error| {
+        tracing::warn!(%error, "this program's file cannot be opened; components are compiled in this process");
+    });
+    // Open for as long as this process lives.
+    let number = file.ok()?.into_raw_fd();
+    Some(Compiler {
+        program: format!("/proc/self/fd/{number}").into(),
         args: vec!["compile-component".into()],
-    }
+    })
 }
 
 /// A runtime with threads named `name`.
@@ -200,6 +215,8 @@ fn config(args: &HostArgs, state: &StateDir) -> Result<Config, Failure> {
         },
         scheduler: args.scheduler()?,
         heartbeat_interval: args.identity.heartbeat_interval,
+        journal: state.journal_dir().map(Path::to_owned),
+        orphan_after: args.identity.orphan_after,
         http: args.http.listener(),
         artifacts: args.images.artifacts(&artifacts),
         limits: args.run.limits(),

@@ -19,6 +19,10 @@ pub struct Config {
     pub http: Option<HttpConfig>,
     /// Where images come from and are kept.
     pub artifacts: ArtifactConfig,
+    /// The state directory in which the journal is; `None`: a restart forgets what ran.
+    pub journal: Option<PathBuf>,
+    /// How long an operator may probe this host without asking for a workload of before the restart.
+    pub orphan_after: Duration,
     /// Bounds on what runs at once.
     pub limits: Limits,
     /// `allowedHosts` of a component that names none; empty denies everything.

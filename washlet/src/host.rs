@@ -3,6 +3,8 @@
 //! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
 //! to stop and where to read its state. The lock is never held across an `await`.
 
+mod restore;
+
 use capabilities::plugin::Plugins;
 use engine::Engine;
 use engine::interface::Interfaces;
@@ -21,11 +23,13 @@ use crate::artifact::Artifacts;
 use crate::config::{Identity, Limits};
 use crate::drain::Drain;
 use crate::identity::friendly_name;
+use crate::journal::Journal;
 use crate::node::Node;
 use crate::trigger::http::Routes;
 use crate::workload::State;
 use crate::workload::actor::{Actor, Resolved};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
+use restore::Restored;
 
 /// How many workloads, in any state, a host holds.
 const WORKLOADS_MAX: usize = 20_000;
@@ -58,6 +62,10 @@ pub struct Parts {
     pub http_port: Option<u16>,
     /// Every HTTP request goes to the workload started last.
     pub any_host: bool,
+    /// What is to run after a restart; `None`: nothing.
+    pub journal: Option<Arc<Journal>>,
+    /// How long an operator may probe this host without asking for a workload of before the restart.
+    pub orphan_after: Duration,
     /// Bounds.
     pub limits: Limits,
     /// `allowedHosts` of a component that names none.
@@ -109,6 +117,9 @@ struct Inner {
     default_allowed_hosts: Vec<String>,
     control: Drain,
     draining: Drain,
+    journal: Option<Arc<Journal>>,
+    orphan_after: Duration,
+    restored: Mutex<Restored>,
     started_at: OffsetDateTime,
     node: Node,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
@@ -145,6 +156,9 @@ impl Host {
             default_allowed_hosts: parts.default_allowed_hosts,
             control: parts.control,
             draining: parts.draining,
+            journal: parts.journal,
+            orphan_after: parts.orphan_after,
+            restored: Mutex::default(),
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
             table: Mutex::default(),
@@ -191,7 +205,18 @@ impl Host {
                 _ = tokio::time::timeout(self.0.shared.limits.start_reply, ended) => {}
             }
         }
-        let (mut state, mine) = self.register(&id, workload)?;
+        let request = self.0.journal.is_some().then(|| {
+            let request = wire::WorkloadStartRequest {
+                workload_id: id.to_string(),
+                workload: Some(workload.clone()),
+            };
+            request.encode()
+        });
+        let (mut state, mine) = self.register(&id, workload, request)?;
+        if mine {
+            // Before anything is said, so that what was said survives; the start goes on meanwhile.
+            self.keep(&id).await;
+        }
         let settled = state.wait_for(|state| *state != State::Starting);
         let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled);
         // A host that leaves does not keep the fleet waiting for a pull.
@@ -225,11 +250,13 @@ impl Host {
         Some((entry.state.clone(), entry.waiting.clone()))
     }
 
-    /// Puts a workload into the table and gives it a task. `true` when this call did.
+    /// Puts a workload into the table and gives it a task, and notes `request` for the journal. `true` when
+    /// this call did.
     fn register(
         &self,
         id: &WorkloadId,
         workload: wire::Workload,
+        request: Option<Vec<u8>>,
     ) -> Result<(watch::Receiver<State>, bool), StartError> {
         let inner = &self.0;
         let config = inner.shared.engine.config();
@@ -276,6 +303,10 @@ impl Host {
             started_at: OffsetDateTime::now_utc(),
         };
         table.insert(id.clone(), entry);
+        if let (Some(journal), Some(request)) = (&inner.journal, request) {
+            // Under the lock: in the order in which commands act.
+            journal.want(id, Some(request));
+        }
         drop(table);
         let (host, id) = (self.clone(), id.clone());
         inner.control.spawn("workload", async move {
@@ -305,25 +336,28 @@ impl Host {
     ///
     /// Source: `runtime.host.<id>.workload.stop`.
     pub async fn stop(&self, id: &WorkloadId) -> wire::WorkloadStatus {
-        let (mut state, was) = {
+        let (reached, noted) = {
             let mut table = self.table();
-            let Some(entry) = table.get_mut(id) else {
-                return status(
-                    id,
-                    wire::WorkloadState::NotFound,
-                    "Workload not found".to_owned(),
-                );
-            };
-            let was = entry.state.borrow().clone();
-            // Under the lock: a start that fails now sees that it was asked to go.
-            entry.stop.cancel();
-            // Those that came before this stop; later ones wait anew.
-            std::mem::take(&mut entry.waiting).cancel();
-            let reached = (entry.state.clone(), was.clone());
-            if matches!(was, State::Failed(_) | State::Gone) {
+            let noted = self.unwant(id);
+            let reached = table.get_mut(id).map(|entry| {
+                let was = entry.state.borrow().clone();
+                // Under the lock: a start that fails now sees that it was asked to go.
+                entry.stop.cancel();
+                // Those that came before this stop; later ones wait anew.
+                std::mem::take(&mut entry.waiting).cancel();
+                (entry.state.clone(), was)
+            });
+            if let Some((_, State::Failed(_) | State::Gone)) = &reached {
                 table.remove(id);
             }
-            reached
+            (reached, noted)
+        };
+        if noted {
+            self.keep(id).await;
+        }
+        let Some((mut state, was)) = reached else {
+            let message = "Workload not found".to_owned();
+            return status(id, wire::WorkloadState::NotFound, message);
         };
         if was == State::Running {
             let limits = &self.0.shared.limits;

@@ -85,6 +85,11 @@ impl StateDir {
         Some(self.path.as_ref()?.join("artifacts"))
     }
 
+    /// The directory itself; `None` when what is kept in it is not found again after a restart.
+    pub fn journal_dir(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.persistent)
+    }
+
     /// Where compiled code is kept; `None` when nothing can be written on this machine.
     pub fn compiled_dir(&self) -> Option<PathBuf> {
         Some(self.path.as_ref()?.join("compiled"))
@@ -208,14 +213,14 @@ fn host_id(dir: &Path) -> Result<HostId, Error> {
         Err(source) => return Err(io_error(&path)(source)),
     }
     let id = new_id();
-    write_durably(dir, &path, &format!("{id}\n")).map_err(io_error(&path))?;
+    write_durably(dir, &path, format!("{id}\n").as_bytes()).map_err(io_error(&path))?;
     Ok(id)
 }
 
-/// All of `text` is at `path` after a crash, or nothing is.
-fn write_durably(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
+/// All of `bytes` is at `path` after a crash, or nothing is.
+pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(dir)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(dir)?.sync_all()

@@ -7,6 +7,7 @@
 //! | [`artifact`] | image reference → verified bytes, by digest |
 //! | [`workload`] | the checked start request, its states, and the task that owns it |
 //! | [`host`] | the table of workloads: start, stop, status, heartbeat |
+//! | [`journal`] | what is to run, kept on disk |
 //! | [`trigger`] | what drives exports: HTTP and messages |
 //! | [`control`] | NATS requests in, replies out |
 //! | [`drain`] | who owns tasks; the only place that spawns |
@@ -19,6 +20,7 @@ pub mod control;
 pub mod drain;
 pub mod host;
 pub mod identity;
+pub mod journal;
 pub mod node;
 pub mod telemetry;
 pub mod trigger;

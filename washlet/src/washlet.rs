@@ -22,6 +22,7 @@ use crate::config::{Config, Limits};
 use crate::control::nats;
 use crate::drain::{Drain, Lanes};
 use crate::host::{Host, Parts};
+use crate::journal::{self, Entry, Journal};
 use crate::node::{self, Node};
 use crate::trigger::http::{self, Routes, Server, Timeouts};
 
@@ -195,11 +196,14 @@ impl Washlet {
                 };
                 let routes = routes.clone();
                 let server = Server::bind(http, &limits, timeouts, routes, &listener).await?;
-                Some(server.local_addr())
+                let address = server.local_addr();
+                tracing::info!(%address, "serving HTTP");
+                Some(address)
             }
         };
         clean(&control, artifacts.clone());
         run(&running, engine.plugins().clone());
+        let (journal, entries) = journal(config.journal.clone()).await;
         let host = Host::new(Parts {
             identity: config.identity.clone(),
             engine,
@@ -207,12 +211,15 @@ impl Washlet {
             routes,
             http_port: address.map(|address| address.port()),
             any_host,
+            journal,
+            orphan_after: config.orphan_after,
             limits: config.limits.clone(),
             default_allowed_hosts: config.default_allowed_hosts.clone(),
             control: workloads.clone(),
             draining: control.clone(),
             guests: guests.clone(),
         });
+        host.restore(entries);
         Ok(Self {
             config,
             host,
@@ -324,6 +331,33 @@ impl Washlet {
             tracing::warn!("plugins were still closing when the time was over");
         }
         tracing::info!("drained");
+    }
+}
+
+/// The journal in the state directory, and what is in it. Without one a host runs, too: it says so.
+async fn journal(state: Option<PathBuf>) -> (Option<Arc<Journal>>, Vec<Entry>) {
+    let Some(state) = state else {
+        return (None, Vec::new());
+    };
+    let read = tokio::task::spawn_blocking(move || {
+        let journal = Journal::open(&state)?;
+        let entries = journal.read()?;
+        Ok::<_, journal::Error>((Arc::new(journal), entries))
+    });
+    match read.await {
+        Ok(Ok((journal, entries))) => (Some(journal), entries),
+        Ok(Err(error)) => {
+            let error = capabilities::report(&error);
+            tracing::error!(
+                error,
+                "no journal: a restart of this host forgets what runs"
+            );
+            (None, Vec::new())
+        }
+        Err(error) => {
+            tracing::error!(%error, "no journal: a restart of this host forgets what runs");
+            (None, Vec::new())
+        }
     }
 }
 

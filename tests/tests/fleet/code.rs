@@ -4,6 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use fleet::http;
+use fleet::wait::{SOON, until};
+use fleet::washlet::Washlet;
 use fleet::workload::{Workload, component};
 use serde_json::json;
 
@@ -15,13 +17,19 @@ const COMPILED: &str = "component compiled";
 /// And for each that it did not have to compile.
 const FOUND: &str = "compiled code was on disk";
 
+/// Waits until the host's log has `text`: it comes through a pipe.
+async fn logged(host: &Washlet, text: &str) -> Result<()> {
+    let found = until(SOON, text, async || host.log().contains(text).then_some(()));
+    found.await
+}
+
 /// A component is compiled once, whatever ends the host; with the registry gone it is there at once.
 #[tokio::test]
 async fn a_restarted_host_does_not_compile_again() -> Result<()> {
     let (mut fleet, mut host) = one_host(&[]).await?;
     let image = fleet.push("http-hello").await?;
     host.run_well(&app("first", &image, json!({}))).await?;
-    assert_eq!(host.log().matches(COMPILED).count(), 1, "{}", host.log());
+    logged(&host, COMPILED).await?;
     let other = Workload::new("second").component("app", &image, json!({}));
     host.run_well(&other.http("other.test")).await?;
     assert_eq!(host.log().matches(COMPILED).count(), 1, "{}", host.log());
@@ -30,8 +38,8 @@ async fn a_restarted_host_does_not_compile_again() -> Result<()> {
     host.restart().await?;
     host.run_well(&app("first", &image, json!({}))).await?;
     assert_eq!(http::get(host.http_port(), HOST, "/").await?.status, 200);
-    let log = host.log();
-    assert!(log.contains(FOUND) && !log.contains(COMPILED), "{log}");
+    logged(&host, FOUND).await?;
+    assert!(!host.log().contains(COMPILED), "{}", host.log());
     Ok(())
 }
 
@@ -59,12 +67,8 @@ async fn damaged_code_is_compiled_anew() -> Result<()> {
     host.restart().await?;
     host.run_well(&app("app", &image, json!({}))).await?;
     assert_eq!(http::get(host.http_port(), HOST, "/").await?.status, 200);
-    let log = host.log();
-    assert!(
-        log.contains("compiled code is not usable") && log.contains(COMPILED),
-        "{log}"
-    );
-    Ok(())
+    logged(&host, "compiled code is not usable").await?;
+    logged(&host, COMPILED).await
 }
 
 /// A component the compiler refuses is a failed workload, in the compiler's words.

@@ -17,6 +17,7 @@ mod config;
 mod control;
 mod http;
 mod interfaces;
+mod journal;
 mod keyvalue;
 mod limits;
 mod messaging;

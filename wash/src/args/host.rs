@@ -87,10 +87,14 @@ pub(crate) struct IdentityArgs {
     /// The id of this host [default: kept in the state directory]
     #[arg(long, env = "WASH_HOST_ID", value_name = "ID")]
     pub(crate) host_id: Option<HostId>,
-    /// Where this host keeps its id and its images [default: a free place below
+    /// Where this host keeps its id, its images and what it runs [default: a free place below
     /// ~/.local/state/washlet]
     #[arg(long, env = "WASH_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Stop a workload of before a restart when an operator probes this host for so long without asking
+    /// for it
+    #[arg(long, env = "WASH_ORPHAN_AFTER", default_value = "5m", value_name = "DURATION", value_parser = duration)]
+    pub(crate) orphan_after: Duration,
     /// How often to tell the fleet how this host is
     #[arg(long, env = "WASH_HEARTBEAT_INTERVAL", default_value = "15s", value_name = "DURATION", value_parser = duration)]
     pub(crate) heartbeat_interval: Duration,

@@ -30,6 +30,10 @@ impl Answer for Host {
     }
 
     async fn answer(&self, command: Command, payload: Bytes) -> Answered {
+        if command == Command::Heartbeat {
+            // Operators ask for it; people look for hosts with a ping.
+            self.probed();
+        }
         match Request::decode(&command, &payload) {
             Ok(request) => self.carry_out(request).await,
             Err(error) => undecodable(&command, &error),
@@ -57,6 +61,9 @@ impl Answer for Host {
 
 impl Host {
     async fn carry_out(&self, request: Request) -> Answered {
+        if let Request::Start { id, .. } | Request::Status(id) | Request::Stop(id) = &request {
+            self.confirm(id);
+        }
         match request {
             Request::Heartbeat => ok(Host::heartbeat(self).encode()),
             Request::List => ok(self.list().encode()),

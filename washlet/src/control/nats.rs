@@ -22,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::drain::Drain;
 use connect::{BACKOFF, backoff};
-pub use connect::{ConnectError, connect, connect_once, server};
+pub use connect::{ConnectError, connect, connect_later, connect_once, server, usable};
 
 /// Stops being waited for; each takes its grace at most.
 const STOPS_IN_FLIGHT: usize = 20_000;

@@ -70,6 +70,17 @@ impl ConnectError {
     }
 }
 
+/// Looks at the URL, the credentials and the files in `config`, and not at any server.
+///
+/// # Errors
+/// Those for which the configuration has to change: [`ConnectError::is_configuration`].
+pub async fn usable(config: &NatsConfig) -> Result<(), ConnectError> {
+    let (_, auth) = servers(config)?;
+    // The client reads these again whenever it connects; here it can still be said which one is bad.
+    credentials(&auth, b"").await?;
+    check(&config.tls)
+}
+
 /// Tries each server of `config` once; the connection shows as `name` and is made again when lost.
 ///
 /// # Errors
@@ -77,9 +88,7 @@ impl ConnectError {
 pub async fn connect_once(config: &NatsConfig, name: &str) -> Result<Client, ConnectError> {
     let (addresses, auth) = servers(config)?;
     let servers = quoted(&addresses);
-    // The client reads these again whenever it connects; here it can still be said which one is bad.
-    credentials(&auth, b"").await?;
-    check(&config.tls)?;
+    usable(config).await?;
     let connected = options(config, auth, name, &servers)
         .connect(addresses)
         .await;
@@ -127,6 +136,29 @@ pub async fn connect(
             () = sleep(backoff(attempt)) => {}
         }
     }
+}
+
+/// As [`connect_once`], but a server that is not there is no error: what is asked of the connection fails
+/// until it is.
+///
+/// # Errors
+/// When the configuration has to change: [`ConnectError::is_configuration`].
+pub async fn connect_later(config: &NatsConfig, name: &str) -> Result<Client, ConnectError> {
+    let error = match connect_once(config, name).await {
+        Err(error) if !error.is_configuration() => error,
+        done => return done,
+    };
+    tracing::warn!(reason = report(&error), "waiting for NATS for data");
+    let (addresses, auth) = servers(config)?;
+    let servers = quoted(&addresses);
+    let connected = options(config, auth, name, &servers)
+        .retry_on_initial_connect()
+        .connect(addresses)
+        .await;
+    connected.map_err(|source| ConnectError::Unreachable {
+        servers,
+        source: source.into(),
+    })
 }
 
 /// The servers of `config` as a person may see them: without user and password.
