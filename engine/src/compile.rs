@@ -134,7 +134,18 @@ impl Compile {
             // Held by the work, not by who waits for it: a start that is given up goes on compiling.
             let _permit = permit;
             let compiled = match code {
-                Some(code) => this.take_up(&digest, code)?,
+                Some(code) => match this.take_up(&digest, code) {
+                    // Under an emulator, say: what this process runs on is not what the other saw.
+                    Err(CompileError::Failed(error)) => {
+                        tracing::warn!(
+                            digest,
+                            error,
+                            "what the compiler's process made does not fit this one, which compiles"
+                        );
+                        this.here(&digest, &bytes)?
+                    }
+                    taken => taken?,
+                },
                 None => this.here(&digest, &bytes)?,
             };
             this.compiled.fetch_add(1, Ordering::Relaxed);
