@@ -102,6 +102,17 @@ pub struct Config {
     pub outbound: Outbound,
 }
 
+/// How the pool of instances is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instances {
+    /// How many may live at once.
+    pub max: u64,
+    /// How many do, idle warm ones among them.
+    pub live: u64,
+    /// Calls that wait for one.
+    pub waiting: u64,
+}
+
 /// Why an engine cannot be made.
 #[derive(thiserror::Error, Debug)]
 #[non_exhaustive]
@@ -224,6 +235,16 @@ impl Engine {
         let compiled = compiled.await?;
         self.remember(&compiled);
         Some(compiled)
+    }
+
+    /// How the pool of instances is used.
+    pub fn instances(&self) -> Instances {
+        let max = u64::from(self.0.config.instances_max);
+        Instances {
+            max,
+            live: max.saturating_sub(self.0.instances.free() as u64),
+            waiting: self.0.instances.waiting() as u64,
+        }
     }
 
     /// What was done with compiled code so far.

@@ -87,6 +87,11 @@ impl Permits {
         self.state().free
     }
 
+    /// How many askers' requests wait.
+    pub fn waiting(&self) -> usize {
+        self.state().queues.values().map(VecDeque::len).sum()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

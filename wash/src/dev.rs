@@ -115,6 +115,7 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
         },
         default_allowed_hosts: args.allowed_hosts.clone(),
         flat_names: false,
+        admin: None,
         journal: None,
         orphan_after: Duration::ZERO,
     })

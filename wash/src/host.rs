@@ -215,6 +215,7 @@ fn config(args: &HostArgs, state: &StateDir) -> Result<Config, Failure> {
         },
         scheduler: args.scheduler()?,
         heartbeat_interval: args.identity.heartbeat_interval,
+        admin: args.identity.admin_addr,
         journal: state.journal_dir().map(Path::to_owned),
         orphan_after: args.identity.orphan_after,
         http: args.http.listener(),

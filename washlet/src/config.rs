@@ -17,6 +17,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// The HTTP listener; `None` means no ingress.
     pub http: Option<HttpConfig>,
+    /// Where the admin endpoint is; `None`: nowhere. Port 0 picks a free one.
+    pub admin: Option<SocketAddr>,
     /// Where images come from and are kept.
     pub artifacts: ArtifactConfig,
     /// The state directory in which the journal is; `None`: a restart forgets what ran.

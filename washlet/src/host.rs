@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::artifact::Artifacts;
 use crate::config::{Identity, Limits};
 use crate::drain::Drain;
+use crate::health::Health;
 use crate::identity::friendly_name;
 use crate::journal::Journal;
 use crate::node::Node;
@@ -62,6 +63,8 @@ pub struct Parts {
     pub http_port: Option<u16>,
     /// Every HTTP request goes to the workload started last.
     pub any_host: bool,
+    /// Where it says how it is.
+    pub health: Health,
     /// What is to run after a restart; `None`: nothing.
     pub journal: Option<Arc<Journal>>,
     /// How long an operator may probe this host without asking for a workload of before the restart.
@@ -117,6 +120,7 @@ struct Inner {
     default_allowed_hosts: Vec<String>,
     control: Drain,
     draining: Drain,
+    health: Health,
     journal: Option<Arc<Journal>>,
     orphan_after: Duration,
     restored: Mutex<Restored>,
@@ -156,6 +160,7 @@ impl Host {
             default_allowed_hosts: parts.default_allowed_hosts,
             control: parts.control,
             draining: parts.draining,
+            health: parts.health,
             journal: parts.journal,
             orphan_after: parts.orphan_after,
             restored: Mutex::default(),
@@ -488,6 +493,37 @@ impl Host {
                 "workloads were still stopping when the time was over"
             );
         }
+    }
+
+    /// How many workloads are in each state.
+    pub(crate) fn states(&self) -> [(&'static str, u64); 4] {
+        let mut states = [
+            ("starting", 0),
+            ("running", 0),
+            ("stopping", 0),
+            ("failed", 0),
+        ];
+        for entry in self.table().values() {
+            let name = match &*entry.state.borrow() {
+                State::Starting => "starting",
+                State::Running => "running",
+                State::Stopping | State::Gone => "stopping",
+                State::Failed(_) => "failed",
+            };
+            let state = states.iter_mut().find(|(state, _)| *state == name);
+            if let Some((_, count)) = state {
+                *count += 1;
+            }
+        }
+        states
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.0.shared.engine
+    }
+
+    pub(crate) fn artifacts(&self) -> &Artifacts {
+        &self.0.shared.artifacts
     }
 
     /// Where its capabilities come from.

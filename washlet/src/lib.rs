@@ -6,6 +6,7 @@
 //! | [`identity`], [`node`] | who it is: state directory, id, name; the machine's memory and CPU |
 //! | [`artifact`] | image reference → verified bytes, by digest |
 //! | [`workload`] | the checked start request, its states, and the task that owns it |
+//! | [`health`], [`admin`] | how the host is: what is not ready, metrics |
 //! | [`host`] | the table of workloads: start, stop, status, heartbeat |
 //! | [`journal`] | what is to run, kept on disk |
 //! | [`trigger`] | what drives exports: HTTP and messages |
@@ -14,10 +15,12 @@
 //!
 //! [`Washlet`] puts them together.
 
+pub mod admin;
 pub mod artifact;
 pub mod config;
 pub mod control;
 pub mod drain;
+pub mod health;
 pub mod host;
 pub mod identity;
 pub mod journal;

@@ -17,10 +17,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::admin::Admin;
 use crate::artifact::{self, Artifacts};
 use crate::config::{Config, Limits};
 use crate::control::nats;
 use crate::drain::{Drain, Lanes};
+use crate::health::Health;
 use crate::host::{Host, Parts};
 use crate::journal::{self, Entry, Journal};
 use crate::node::{self, Node};
@@ -48,6 +50,15 @@ pub enum Error {
     /// The listener cannot be set up.
     #[error(transparent)]
     Http(#[from] http::Error),
+    /// The admin endpoint cannot be set up.
+    #[error("failed to serve the admin endpoint on {address}")]
+    Admin {
+        /// Where it was to be.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The control loop could not be kept up.
     #[error("the control plane was lost")]
     Control(#[source] nats::ControlError),
@@ -129,6 +140,9 @@ pub struct Washlet {
     config: Config,
     host: Host,
     address: Option<SocketAddr>,
+    health: Health,
+    /// Goes last.
+    admin: Option<Admin>,
     /// The control loop, workloads' tasks and the cleaner.
     control: Drain,
     workloads: Drain,
@@ -182,6 +196,8 @@ impl Washlet {
             plugins,
             interfaces,
         )?;
+        let health = Health::default();
+        health.beat(&control);
         let artifacts = Artifacts::open(config.artifacts.clone(), &config.limits)?;
         let routes = Routes::default();
         let address = match &config.http {
@@ -195,7 +211,10 @@ impl Washlet {
                     ..config.limits.clone()
                 };
                 let routes = routes.clone();
-                let server = Server::bind(http, &limits, timeouts, routes, &listener).await?;
+                let server = {
+                    let health = health.clone();
+                    Server::bind(http, &limits, timeouts, routes, health, &listener).await?
+                };
                 let address = server.local_addr();
                 tracing::info!(%address, "serving HTTP");
                 Some(address)
@@ -211,6 +230,7 @@ impl Washlet {
             routes,
             http_port: address.map(|address| address.port()),
             any_host,
+            health: health.clone(),
             journal,
             orphan_after: config.orphan_after,
             limits: config.limits.clone(),
@@ -219,11 +239,19 @@ impl Washlet {
             draining: control.clone(),
             guests: guests.clone(),
         });
+        let admin = config.admin.map(|address| {
+            Admin::start(address, host.clone(), health.clone())
+                .inspect(|admin| tracing::info!(address = %admin.address(), "serving the admin endpoint"))
+                .map_err(|source| Error::Admin { address, source })
+        });
+        let admin = admin.transpose()?;
         host.restore(entries);
         Ok(Self {
             config,
             host,
             address,
+            health,
+            admin,
             control,
             workloads,
             listener,
@@ -262,6 +290,7 @@ impl Washlet {
         let (ready_sender, is_ready) = oneshot::channel();
         let control = nats::Control {
             client,
+            health: self.health.clone(),
             host: self.config.identity.id.clone(),
             heartbeat_interval: self.config.heartbeat_interval,
             starts_in_queue: self.config.limits.starts_in_queue,
@@ -308,6 +337,7 @@ impl Washlet {
                 tracing::warn!(step, %overdue, "drain step did not finish");
             }
         };
+        self.health.drains();
         tracing::info!("draining: control plane (goodbye)");
         let control = left().min(CONTROL_GRACE + Duration::from_secs(1));
         warn("control", self.control.drain(control).await);
@@ -330,6 +360,7 @@ impl Washlet {
         {
             tracing::warn!("plugins were still closing when the time was over");
         }
+        drop(self.admin);
         tracing::info!("drained");
     }
 }

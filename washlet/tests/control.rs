@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use washlet::config::{NatsAuth, NatsConfig, NatsTls};
 use washlet::control::nats::{Answer, Answered, Control, ControlError, Failure, Lane, connect};
 use washlet::drain::Drain;
+use washlet::health::Health;
 
 /// Starts wait for a permit of `gate`; a payload of `panic` or `large` gets that.
 struct Scripted {
@@ -147,6 +148,7 @@ impl Fixture {
             heartbeat_interval: INTERVAL,
             starts_in_queue: STARTS,
             grace: SOON,
+            health: Health::default(),
             restore_within: Duration::from_millis(400),
             ready: Some(ready),
         };

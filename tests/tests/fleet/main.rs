@@ -10,6 +10,7 @@ use fleet::{
 };
 use serde_json::{Value, json};
 
+mod admin;
 mod artifacts;
 mod blobstore;
 mod code;

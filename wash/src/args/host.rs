@@ -95,6 +95,9 @@ pub(crate) struct IdentityArgs {
     /// for it
     #[arg(long, env = "WASH_ORPHAN_AFTER", default_value = "5m", value_name = "DURATION", value_parser = duration)]
     pub(crate) orphan_after: Duration,
+    /// Serve /livez, /readyz and /metrics here, without TLS; port 0 picks a free one [default: nowhere]
+    #[arg(long, env = "WASH_ADMIN_ADDR", value_name = "ADDRESS:PORT")]
+    pub(crate) admin_addr: Option<SocketAddr>,
     /// How often to tell the fleet how this host is
     #[arg(long, env = "WASH_HEARTBEAT_INTERVAL", default_value = "15s", value_name = "DURATION", value_parser = duration)]
     pub(crate) heartbeat_interval: Duration,

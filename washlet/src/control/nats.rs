@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::drain::Drain;
+use crate::health::Health;
 use connect::{BACKOFF, backoff};
 pub use connect::{ConnectError, connect, connect_later, connect_once, server, usable};
 
@@ -105,6 +106,8 @@ pub enum ControlError {
 pub struct Control {
     /// From [`connect`].
     pub client: Client,
+    /// Told how this goes.
+    pub health: Health,
     /// Whose commands these are.
     pub host: HostId,
     /// How often a heartbeat is published.
@@ -127,6 +130,9 @@ impl Control {
     /// [`ControlError::Lost`].
     pub async fn run(mut self, answer: Arc<dyn Answer>, drain: Drain) -> Result<(), ControlError> {
         let mut ready = self.ready.take();
+        let client = self.client.clone();
+        self.health
+            .watch(move || client.connection_state() == State::Connected);
         let session = Arc::new(Session {
             fast: Arc::new(Semaphore::new(FAST_IN_FLIGHT)),
             stops: Arc::new(Semaphore::new(STOPS_IN_FLIGHT)),
@@ -150,10 +156,12 @@ impl Control {
                     in_flight.spawn("heartbeat", Arc::clone(&session).heartbeats(drain.clone()));
                 }
                 let since = Instant::now();
+                session.control.health.hears(true);
                 if session.serve(&mut subscribed, &in_flight, &drain).await == Ended::Stopping {
                     session.leave(subscribed, &in_flight).await;
                     return Ok(());
                 }
+                session.control.health.hears(false);
                 if since.elapsed() > BACKOFF.1 {
                     (attempt, lost_at) = (0, None);
                 }
@@ -322,6 +330,7 @@ impl Session {
             };
             answered = self.failure(command, message, failure);
         }
+        self.control.health.command();
         // The name of an unknown command is a stranger's: quoted and escaped.
         let name = command.name();
         match &answered.failure {
@@ -374,7 +383,10 @@ impl Session {
                 _ = ticks.tick() => {}
             }
             match catch_unwind(AssertUnwindSafe(|| self.answer.heartbeat())) {
-                Ok(body) => self.publish(&subject, body).await,
+                Ok(body) => {
+                    self.publish(&subject, body).await;
+                    self.control.health.heartbeat();
+                }
                 Err(_) => tracing::error!("failed to make a heartbeat"),
             }
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use subjects::{WorkloadId, wire};
 
 use super::{Entry, Host};
+use crate::health::Restoring;
 use crate::journal;
 use crate::workload::State;
 
@@ -32,14 +33,15 @@ impl Host {
         tracing::info!(workloads, "starting what ran before the restart");
         for journal::Entry { id, workload } in entries {
             self.restored().ids.insert(id.clone());
-            let host = self.clone();
-            let keep_up = async move { host.keep_up(id, workload).await };
+            let (host, restoring) = (self.clone(), self.0.health.restoring());
+            let keep_up = async move { host.keep_up(id, workload, restoring).await };
             self.0.control.spawn("restore", keep_up);
         }
     }
 
     /// Starts a workload until it runs, or somebody else decides about it.
-    async fn keep_up(&self, id: WorkloadId, workload: wire::Workload) {
+    async fn keep_up(&self, id: WorkloadId, workload: wire::Workload, restoring: Restoring) {
+        let mut restoring = Some(restoring);
         let failed = |state: &State| matches!(state, State::Failed(_));
         let mut pause = RETRY.0;
         loop {
@@ -52,6 +54,8 @@ impl Host {
                 }
             };
             let settled = state.wait_for(|state| *state != State::Starting).await;
+            // Whichever way: one that fails is not what the others wait for.
+            drop(restoring.take());
             if !settled.is_ok_and(|state| failed(&state)) {
                 return;
             }

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use washlet::config::{HttpConfig, Limits, TlsConfig};
 use washlet::drain::Drain;
+use washlet::health::Health;
 use washlet::trigger::http::{
     Attachment, CallError, Names, RequestBody, ResponseBody, Routes, Server, Timeouts,
 };
@@ -98,8 +99,15 @@ impl Setup {
             tls: self.tls,
             drain_delay: self.drain_delay,
         };
-        let server =
-            Server::bind(&config, &self.limits, self.timeouts, routes.clone(), &drain).await?;
+        let server = Server::bind(
+            &config,
+            &self.limits,
+            self.timeouts,
+            routes.clone(),
+            Health::default(),
+            &drain,
+        )
+        .await?;
         Ok(Up {
             address: server.local_addr(),
             routes,

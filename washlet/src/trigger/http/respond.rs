@@ -3,6 +3,7 @@
 use super::routes::{self, Found, Route, Routes};
 use super::traffic::{Call, SentBody};
 use super::{CallError, ResponseBody};
+use crate::health::Health;
 use bytes::Bytes;
 use engine::Arriving;
 use engine::permits::{Permit, Permits};
@@ -23,6 +24,8 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// What all requests of a listener share.
 pub(crate) struct Responder {
     pub(crate) routes: Routes,
+    /// Told of each response.
+    pub(crate) health: Health,
     pub(crate) scheme: Scheme,
     /// Requests at once; held until the response has been sent. Shared fairly between routes.
     pub(crate) requests: Permits,

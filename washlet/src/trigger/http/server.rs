@@ -6,6 +6,7 @@ use super::tls;
 use super::traffic::{Connections, Order, Traffic, Watched};
 use crate::config::{HttpConfig, Limits};
 use crate::drain::Drain;
+use crate::health::Health;
 use capabilities::BoxError;
 use engine::permits::Permits;
 use http::uri::Scheme;
@@ -100,6 +101,7 @@ impl Server {
         limits: &Limits,
         timeouts: Timeouts,
         routes: Routes,
+        health: Health,
         drain: &Drain,
     ) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
@@ -109,6 +111,7 @@ impl Server {
         let listening = Listening {
             responder: Arc::new(Responder {
                 routes,
+                health,
                 scheme: if tls.is_some() {
                     Scheme::HTTPS
                 } else {
@@ -274,7 +277,11 @@ impl Listening {
         let (calls, responder) = (traffic.clone(), Arc::new(self.responder.clone()));
         let service = service_fn(move |request: http::Request<Incoming>| {
             let (call, responder) = (calls.begin(request.version()), responder.clone());
-            async move { Ok::<_, Infallible>(responder.respond(request, call).await) }
+            async move {
+                let response = responder.respond(request, call).await;
+                responder.health.answered(response.status());
+                Ok::<_, Infallible>(response)
+            }
         });
         let http = builder(&self.connections);
         let mut connection = pin!(http.serve_connection(io, service));

@@ -1,0 +1,324 @@
+//! The admin endpoint: how the host is, for supervisors and for Prometheus.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/livez` | 200 while the control plane runs, else 503: a restart would help |
+//! | `/readyz` | 200, or 503 and what is not ready, a line each |
+//! | `/metrics` | Prometheus' text format |
+//!
+//! It has a thread and a runtime of its own: nothing that guests, pulls or the control plane do delays it.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::health::Health;
+use crate::host::Host;
+
+/// Connections at once; more wait in the kernel's backlog.
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a connection may take: a request and its answer, no more.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a client may take for the head of its request.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The admin endpoint; it ends when dropped.
+pub struct Admin {
+    address: SocketAddr,
+    /// Dropped to end the thread.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Admin {
+    /// Serves on `address`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or there is no thread to be had.
+    pub fn start(address: SocketAddr, host: Host, health: Health) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name("admin".to_owned());
+        let thread = thread.spawn(move || {
+            let serve = async {
+                tokio::select! {
+                    served = serve(listener, &host, &health) => {
+                        let error = served.err();
+                        tracing::error!(?error, "the admin endpoint cannot be served");
+                    }
+                    // An error: the other side is gone, which means the same.
+                    _ = stopped => {}
+                }
+            };
+            runtime.block_on(serve);
+        })?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it is, with the actual port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It panicked, or it has ended: both are over.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, host: &Host, health: &Health) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut connections = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(()) = connections.next() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                match accepted {
+                    Ok((stream, _)) => connections.push(connection(stream, host, health)),
+                    // Of that one client, or of this process, which may have files again soon.
+                    Err(error) => {
+                        tracing::warn!(%error, "the admin endpoint cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, host: &Host, health: &Health) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(answer(&request, host, health))
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_TIME_MAX, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection to the admin endpoint failed"),
+        Err(_) => tracing::debug!("a connection to the admin endpoint took too long"),
+    }
+}
+
+fn answer(request: &Request<Incoming>, host: &Host, health: &Health) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refused = response(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "only GET\n".to_owned(),
+        );
+        let allowed = HeaderValue::from_static("GET, HEAD");
+        refused.headers_mut().insert(ALLOW, allowed);
+        return refused;
+    }
+    let lines = |reasons: &[String]| reasons.join("\n") + "\n";
+    match request.uri().path() {
+        "/livez" if health.is_alive() => response(StatusCode::OK, TEXT, "ok\n".to_owned()),
+        "/livez" => {
+            let text = "the control plane does not run\n".to_owned();
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+        }
+        "/readyz" => match health.not_ready().as_slice() {
+            [] => response(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            reasons => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines(reasons)),
+        },
+        "/metrics" => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            response(StatusCode::OK, kind, metrics(host, health))
+        }
+        _ => {
+            let text = "there are /livez, /readyz and /metrics\n".to_owned();
+            response(StatusCode::NOT_FOUND, TEXT, text)
+        }
+    }
+}
+
+fn response(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// Metrics as text, one family after the other.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    /// A family of which the samples are told apart by `label`.
+    fn family(&mut self, name: &str, kind: &str, help: &str, label: &str, samples: &[(&str, u64)]) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (value, sample) in samples {
+            let _ = match label {
+                "" => writeln!(self.0, "{name} {sample}"),
+                label => writeln!(self.0, "{name}{{{label}=\"{value}\"}} {sample}"),
+            };
+        }
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, sample: u64) {
+        self.family(name, "gauge", help, "", &[("", sample)]);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, sample: u64) {
+        self.family(name, "counter", help, "", &[("", sample)]);
+    }
+}
+
+fn metrics(host: &Host, health: &Health) -> String {
+    let mut page = Page::default();
+    let counts = health.counts();
+    let version = [(env!("CARGO_PKG_VERSION"), 1)];
+    page.family(
+        "washlet_build_info",
+        "gauge",
+        "The version that runs.",
+        "version",
+        &version,
+    );
+    let ready = u64::from(health.not_ready().is_empty());
+    page.gauge("washlet_ready", "Whether /readyz says so.", ready);
+    let connected = u64::from(health.is_connected());
+    page.gauge(
+        "washlet_nats_connected",
+        "Whether commands can come over NATS.",
+        connected,
+    );
+    page.counter(
+        "washlet_nats_subscriptions_total",
+        "Times that commands were subscribed to; after the first, again after a loss.",
+        counts.subscribed,
+    );
+    page.counter(
+        "washlet_heartbeats_total",
+        "Heartbeats published.",
+        counts.heartbeats,
+    );
+    page.counter(
+        "washlet_commands_total",
+        "Commands answered.",
+        counts.commands,
+    );
+    page.family(
+        "washlet_workloads",
+        "gauge",
+        "Workloads by state.",
+        "state",
+        &host.states(),
+    );
+    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    let answered: Vec<_> = classes.into_iter().zip(counts.answered).collect();
+    page.family(
+        "washlet_http_responses_total",
+        "counter",
+        "Responses to HTTP requests by class of their status, the host's own among them.",
+        "class",
+        &answered,
+    );
+    let engine = host.engine();
+    let instances = engine.instances();
+    page.gauge(
+        "washlet_instances_max",
+        "Instances that may live at once.",
+        instances.max,
+    );
+    page.gauge(
+        "washlet_instances",
+        "Instances that live now, idle warm ones among them.",
+        instances.live,
+    );
+    page.gauge(
+        "washlet_calls_waiting",
+        "Calls that wait for an instance.",
+        instances.waiting,
+    );
+    let code = engine.code();
+    page.counter(
+        "washlet_components_compiled_total",
+        "Components compiled.",
+        code.compiled,
+    );
+    page.counter(
+        "washlet_code_loaded_total",
+        "Components whose compiled code was on disk.",
+        code.loaded,
+    );
+    page.counter(
+        "washlet_code_discarded_total",
+        "Files of compiled code that were damaged or foreign.",
+        code.discarded,
+    );
+    page.counter(
+        "washlet_code_evicted_total",
+        "Files of compiled code removed for room.",
+        code.evicted,
+    );
+    page.gauge(
+        "washlet_code_bytes",
+        "Bytes of compiled code on disk.",
+        code.bytes,
+    );
+    let artifacts = host.artifacts().usage();
+    page.gauge(
+        "washlet_artifact_bytes",
+        "Bytes of images on disk.",
+        artifacts.bytes,
+    );
+    page.gauge(
+        "washlet_artifacts",
+        "Images on disk.",
+        artifacts.entries as u64,
+    );
+    page.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_in_prometheus_format() {
+        let mut page = Page::default();
+        page.gauge("one", "The first.", 1);
+        page.family("two", "counter", "By kind.", "kind", &[("a", 2), ("b", 3)]);
+        let expected = "# HELP one The first.\n# TYPE one gauge\none 1\n\
+            # HELP two By kind.\n# TYPE two counter\ntwo{kind=\"a\"} 2\ntwo{kind=\"b\"} 3\n";
+        assert_eq!(page.0, expected);
+    }
+}

@@ -1,0 +1,190 @@
+//! How the host is, for those who look from outside: what is not ready, and what has been counted.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::shards::{self, Shards};
+
+use crate::drain::Drain;
+
+/// How often the control plane shows that it runs.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it may not have.
+const BEAT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Classes of HTTP statuses, from 1xx on.
+pub(crate) const CLASSES: usize = 5;
+
+/// Facts about a host that its parts write, and the admin endpoint reads. Shape: clones are the same.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    began: Instant,
+    /// Milliseconds after `began` at which the control plane was last seen to run.
+    beat: AtomicU64,
+    /// Commands are heard, as far as this process knows.
+    hears: AtomicBool,
+    /// Whether the connection that commands come over is up; `None` before there is one.
+    link: Mutex<Option<Link>>,
+    draining: AtomicBool,
+    /// Workloads of before the restart that neither run nor have failed yet.
+    restoring: AtomicUsize,
+    subscribed: AtomicU64,
+    heartbeats: AtomicU64,
+    commands: AtomicU64,
+    answered: Shards<[AtomicU64; CLASSES]>,
+}
+
+type Link = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What was counted since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Times that commands were subscribed to.
+    pub subscribed: u64,
+    /// Heartbeats published.
+    pub heartbeats: u64,
+    /// Commands answered.
+    pub commands: u64,
+    /// Responses to HTTP requests, by class of their status, from 1xx on.
+    pub answered: [u64; CLASSES],
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            began: Instant::now(),
+            beat: AtomicU64::new(0),
+            hears: AtomicBool::new(false),
+            link: Mutex::new(None),
+            draining: AtomicBool::new(false),
+            restoring: AtomicUsize::new(0),
+            subscribed: AtomicU64::new(0),
+            heartbeats: AtomicU64::new(0),
+            commands: AtomicU64::new(0),
+            answered: Shards::new(shards::count(), |_| Default::default()),
+        }))
+    }
+}
+
+impl Health {
+    /// Has the control plane show that it runs, until `control` stops.
+    pub(crate) fn beat(&self, control: &Drain) {
+        let (this, owner) = (self.clone(), control.clone());
+        control.spawn("beat", async move {
+            loop {
+                let now = this.0.began.elapsed().as_millis();
+                let now = u64::try_from(now).unwrap_or(u64::MAX);
+                this.0.beat.store(now, Ordering::Relaxed);
+                tokio::select! {
+                    () = owner.stopping() => return,
+                    () = tokio::time::sleep(BEAT_EVERY) => {}
+                }
+            }
+        });
+    }
+
+    /// `is_up` tells whether the connection that commands come over is up.
+    pub(crate) fn watch(&self, is_up: impl Fn() -> bool + Send + Sync + 'static) {
+        *self.0.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(is_up));
+    }
+
+    /// Commands are heard from now on, or not any more.
+    pub(crate) fn hears(&self, hears: bool) {
+        self.0.hears.store(hears, Ordering::Relaxed);
+        if hears {
+            self.0.subscribed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The host is on its way out.
+    pub(crate) fn drains(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// One more workload of before the restart is being started, until the result is dropped.
+    pub(crate) fn restoring(&self) -> Restoring {
+        self.0.restoring.fetch_add(1, Ordering::Relaxed);
+        Restoring(self.clone())
+    }
+
+    /// A heartbeat was published.
+    pub(crate) fn heartbeat(&self) {
+        self.0.heartbeats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A command was answered.
+    pub(crate) fn command(&self) {
+        self.0.commands.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An HTTP request was answered.
+    pub(crate) fn answered(&self, status: http::StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(count) = self.0.answered.here().get(class) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the connection that commands come over is up.
+    pub fn is_connected(&self) -> bool {
+        let link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.as_ref().is_some_and(|is_up| is_up())
+    }
+
+    /// Whether the control plane runs: a restart would help if not.
+    pub fn is_alive(&self) -> bool {
+        let beat = Duration::from_millis(self.0.beat.load(Ordering::Relaxed));
+        // What is draining has stopped on purpose.
+        self.0.draining.load(Ordering::Relaxed)
+            || self.0.began.elapsed().saturating_sub(beat) < BEAT_WITHIN
+    }
+
+    /// Everything for which nobody should rely on this host now; empty when it is ready.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.0.draining.load(Ordering::Relaxed) {
+            reasons.push("draining".to_owned());
+        }
+        match (self.is_connected(), self.0.hears.load(Ordering::Relaxed)) {
+            (false, _) => reasons.push("control plane: not connected to NATS".to_owned()),
+            (true, false) => reasons.push("control plane: commands are not heard yet".to_owned()),
+            (true, true) => {}
+        }
+        match self.0.restoring.load(Ordering::Relaxed) {
+            0 => {}
+            left => reasons.push(format!(
+                "workloads: {left} of before the restart are starting"
+            )),
+        }
+        reasons
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> Counts {
+        let mut answered = [0; CLASSES];
+        for shard in self.0.answered.iter() {
+            for (sum, count) in answered.iter_mut().zip(shard) {
+                *sum += count.load(Ordering::Relaxed);
+            }
+        }
+        Counts {
+            subscribed: self.0.subscribed.load(Ordering::Relaxed),
+            heartbeats: self.0.heartbeats.load(Ordering::Relaxed),
+            commands: self.0.commands.load(Ordering::Relaxed),
+            answered,
+        }
+    }
+}
+
+/// See [`Health::restoring`].
+pub(crate) struct Restoring(Health);
+
+impl Drop for Restoring {
+    fn drop(&mut self) {
+        self.0.0.restoring.fetch_sub(1, Ordering::Relaxed);
+    }
+}
