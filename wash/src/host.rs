@@ -26,6 +26,7 @@ use washlet::{EngineOptions, Washlet};
 
 use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
 use crate::guests::Guests;
+use crate::manifests;
 use crate::output::{self, Exit, Failure, Report};
 
 /// Threads of the control plane: few, because it computes little.
@@ -51,6 +52,17 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     )
     .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let data = args.data()?;
+    if let Some(dir) = &args.identity.manifest_dir
+        && let Err(error) = std::fs::read_dir(dir)
+    {
+        let problem = format!(
+            "--manifest-dir \"{}\" cannot be read: {error}",
+            dir.display()
+        );
+        return Err(
+            Failure::usage(problem).hint("name a directory with manifests; it may be empty")
+        );
+    }
     let postgres = args.postgres()?;
     let control = runtime("control", Some(CONTROL_THREADS))?;
     let guests = Guests::start(args.run.tuning.profile, args.run.threads.map(usize::from))?;
@@ -58,6 +70,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let (mut signals, again) = signals()?;
         let scheduler = config.scheduler.clone();
         let group = config.identity.group.clone();
+        let identity = config.identity.clone();
         let id = config.identity.id.to_string();
         nats::usable(&scheduler).await.map_err(unusable)?;
         // The data connection lives where guests do, away from the control plane.
@@ -91,6 +104,11 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let washlet = Washlet::build(config, options, plugins, interfaces, lanes, false)
             .await
             .map_err(|error| failure(&error))?;
+        if let Some(dir) = &args.identity.manifest_dir {
+            let (host, control) = (washlet.host().clone(), washlet.control().clone());
+            let follow = manifests::follow(dir.clone(), host, identity, control);
+            washlet.control().spawn("manifests", follow);
+        }
         let http = washlet.http_address().map(|address| address.to_string());
         let server = nats::server(&scheduler);
         let ready = |host: &washlet::host::Host| {

@@ -8,6 +8,7 @@ mod host;
 mod hosts;
 mod inspect;
 mod manifest;
+mod manifests;
 mod oci;
 mod output;
 mod workload;

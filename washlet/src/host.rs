@@ -197,6 +197,27 @@ impl Host {
         id: WorkloadId,
         workload: wire::Workload,
     ) -> Result<wire::WorkloadStatus, StartError> {
+        self.begin(id, workload, self.0.journal.is_some()).await
+    }
+
+    /// As [`start`](Self::start), for a workload that whoever starts it will ask for again after a restart.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_unjournaled(
+        &self,
+        id: WorkloadId,
+        workload: wire::Workload,
+    ) -> Result<wire::WorkloadStatus, StartError> {
+        self.begin(id, workload, false).await
+    }
+
+    async fn begin(
+        &self,
+        id: WorkloadId,
+        workload: wire::Workload,
+        journaled: bool,
+    ) -> Result<wire::WorkloadStatus, StartError> {
         // Commands for one id act in the order they came: what is being stopped has to be gone first.
         if let Some((mut state, stopped_again)) = self.stopping(&id) {
             let ended = state.wait_for(|state| matches!(state, State::Gone | State::Failed(_)));
@@ -210,7 +231,7 @@ impl Host {
                 _ = tokio::time::timeout(self.0.shared.limits.start_reply, ended) => {}
             }
         }
-        let request = self.0.journal.is_some().then(|| {
+        let request = journaled.then(|| {
             let request = wire::WorkloadStartRequest {
                 workload_id: id.to_string(),
                 workload: Some(workload.clone()),
@@ -218,7 +239,7 @@ impl Host {
             request.encode()
         });
         let (mut state, mine) = self.register(&id, workload, request)?;
-        if mine {
+        if mine && journaled {
             // Before anything is said, so that what was said survives; the start goes on meanwhile.
             self.keep(&id).await;
         }

@@ -21,6 +21,7 @@ mod interfaces;
 mod journal;
 mod keyvalue;
 mod limits;
+mod manifests;
 mod messaging;
 mod named;
 mod postgres;

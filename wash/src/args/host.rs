@@ -95,6 +95,9 @@ pub(crate) struct IdentityArgs {
     /// for it
     #[arg(long, env = "WASH_ORPHAN_AFTER", default_value = "5m", value_name = "DURATION", value_parser = duration)]
     pub(crate) orphan_after: Duration,
+    /// Run what the manifests in this directory describe (*.yaml, *.yml, *.json), and follow their changes
+    #[arg(long, env = "WASH_MANIFEST_DIR", value_name = "DIR")]
+    pub(crate) manifest_dir: Option<PathBuf>,
     /// Serve /livez, /readyz and /metrics here, without TLS; port 0 picks a free one [default: nowhere]
     #[arg(long, env = "WASH_ADMIN_ADDR", value_name = "ADDRESS:PORT")]
     pub(crate) admin_addr: Option<SocketAddr>,
