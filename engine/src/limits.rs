@@ -125,8 +125,9 @@ impl<F: Future> Future for Metered<F> {
 pub(crate) struct Limits {
     budget: MemoryBudget,
     held: u64,
-    /// Set when a request for memory was refused, to name the cause of the trap that follows.
-    pub(crate) refused: bool,
+    /// Set when a request for memory was refused, to name the cause of what follows: the bytes that this
+    /// instance would have held.
+    pub(crate) refused: Option<u64>,
     meter: Arc<Meter>,
     call_cpu_max: Duration,
 }
@@ -136,7 +137,7 @@ impl Limits {
         Self {
             budget,
             held: 0,
-            refused: false,
+            refused: None,
             meter,
             call_cpu_max,
         }
@@ -145,7 +146,7 @@ impl Limits {
     /// A further call of the same instance, whose time is on `meter`.
     pub(crate) fn begin_call(&mut self, meter: Arc<Meter>) {
         self.meter = meter;
-        self.refused = false;
+        self.refused = None;
     }
 
     /// Whether another instance as large as this one would fit beside it.
@@ -170,7 +171,7 @@ impl ResourceLimiter for Limits {
     ) -> wasmtime::Result<bool> {
         let bytes = desired.saturating_sub(current) as u64;
         if maximum.is_some_and(|maximum| desired > maximum) || !self.budget.take(bytes) {
-            self.refused = true;
+            self.refused = Some(self.held.saturating_add(bytes));
             return Ok(false);
         }
         self.held += bytes;
@@ -241,7 +242,7 @@ mod tests {
         let mut b = Limits::new(budget.clone(), Meter::new(), Duration::from_secs(1));
         assert!(a.memory_growing(0, 60, None).unwrap());
         assert!(!b.memory_growing(0, 41, None).unwrap());
-        assert!(b.refused);
+        assert_eq!(b.refused, Some(41));
         assert!(b.memory_growing(0, 40, None).unwrap());
         assert_eq!(budget.used(), 100);
         drop(a);

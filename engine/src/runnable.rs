@@ -147,6 +147,16 @@ impl Recipe {
         store
     }
 
+    /// Says in our words why an instance could not be made: a component's memory may be taken by the calls
+    /// beside this one, which is no fault of the guest.
+    pub(crate) fn not_made(&self, store: &Store<Ctx>, error: wasmtime::Error) -> Error {
+        let needed = store.data().limits.refused;
+        match needed.is_some_and(|needed| needed <= self.memory.bytes_max()) {
+            true => Error::Busy,
+            false => self.trapped(store, error),
+        }
+    }
+
     /// Says in our words why a guest ended.
     pub(crate) fn trapped(&self, store: &Store<Ctx>, error: wasmtime::Error) -> Error {
         if let Some(exceeded) = error.downcast_ref::<crate::limits::CpuExceeded>() {
@@ -156,7 +166,7 @@ impl Recipe {
             return Error::Busy;
         }
         let mut text = format!("{error:#}");
-        if store.data().limits.refused {
+        if store.data().limits.refused.is_some() {
             let bytes_max = self.memory.bytes_max();
             text = format!("memory limit of {bytes_max} bytes reached: {text}");
         }

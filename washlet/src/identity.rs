@@ -219,11 +219,17 @@ fn host_id(dir: &Path) -> Result<HostId, Error> {
 
 /// All of `bytes` is at `path` after a crash, or nothing is.
 pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(dir, path, bytes)?;
+    File::open(dir)?.sync_all()
+}
+
+/// All of `bytes` is at `path`, or nothing is; after a crash, too, once `dir` is on disk.
+pub(crate) fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    File::open(dir)?.sync_all()
+    Ok(())
 }
 
 /// A name for people, the same for the same id.

@@ -9,12 +9,13 @@
 //! An entry is a line with the format's version and the request as it came, sealed with AES-256-GCM: start
 //! requests hold secrets, and a torn or foreign file does not open. What cannot be read is moved aside and
 //! reported, never fatal. A wish is noted with [`Journal::want`] in the order of commands, and is on disk
-//! when [`Journal::flush`] returns; flushes of many workloads share the file system's own commits.
+//! when [`Journal::flush`] returns; flushes at the same time share one commit of the directory.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -22,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use subjects::control::PAYLOAD_BYTES_MAX;
 use subjects::{WorkloadId, wire};
 
-use crate::identity::write_durably;
+use crate::identity::{write_durably, write_whole};
 
 /// The first line of an entry, with the version of its format.
 const HEADER: &[u8] = b"washlet journal 1\n";
@@ -76,6 +77,30 @@ pub struct Journal {
     /// What is on disk, by name of file, with its bytes.
     kept: Mutex<HashMap<String, u64>>,
     stripes: [Mutex<()>; STRIPES],
+    commits: Commits,
+}
+
+/// Changes of the directory that many share: one goes to the disk while those that come meanwhile wait, and
+/// then one for all of them.
+#[derive(Default)]
+struct Commits {
+    begun: AtomicU64,
+    done: Mutex<u64>,
+}
+
+impl Commits {
+    /// Waits until what this thread has changed in `dir` is on disk.
+    fn commit(&self, dir: &Path) -> io::Result<()> {
+        // One that has begun may have missed it.
+        let needed = self.begun.load(Ordering::SeqCst) + 1;
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if *done < needed {
+            let this = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            File::open(dir)?.sync_all()?;
+            *done = this;
+        }
+        Ok(())
+    }
 }
 
 /// A workload that was to run.
@@ -104,6 +129,7 @@ impl Journal {
             pending: Mutex::default(),
             kept: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
+            commits: Commits::default(),
         })
     }
 
@@ -184,7 +210,7 @@ impl Journal {
                 if others + bytes > JOURNAL_BYTES_MAX {
                     return Err(Error::Full);
                 }
-                write_durably(&self.dir, &path, &sealed).map_err(at(&path))?;
+                write_whole(&self.dir, &path, &sealed).map_err(at(&path))?;
                 self.kept().insert(name, bytes);
             }
             None => {
@@ -194,12 +220,10 @@ impl Journal {
                     }
                     _ => {}
                 }
-                let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-                synced.map_err(at(&self.dir))?;
                 self.kept().remove(&name);
             }
         }
-        Ok(())
+        self.commits.commit(&self.dir).map_err(at(&self.dir))
     }
 
     fn seal(&self, name: &str, mut request: Vec<u8>) -> Result<Vec<u8>, Error> {

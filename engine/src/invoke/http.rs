@@ -214,7 +214,7 @@ where
                     let slot = warm.as_ref().and_then(|warm| warm.http.slot());
                     Live::new(store, proxy, permit, slot)
                 }
-                Err(error) => return Err(recipe.trapped(&store, error).into()),
+                Err(error) => return Err(recipe.not_made(&store, error).into()),
             }
         }
     };

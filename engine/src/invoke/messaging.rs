@@ -29,7 +29,7 @@ impl Runnable {
                     let permit = recipe.permit().await?;
                     let mut store = Recipe::store(&recipe, meter);
                     let made = pre.instantiate_async(&mut store).await;
-                    let made = made.map_err(|error| recipe.trapped(&store, error))?;
+                    let made = made.map_err(|error| recipe.not_made(&store, error))?;
                     Live::new(store, made, permit, warm.and_then(Warm::slot))
                 }
             };

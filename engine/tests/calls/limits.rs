@@ -83,3 +83,41 @@ async fn instances_share_the_memory_of_their_component() {
         assert_eq!(read(&guest, "/grow?mb=30").await, "30\n");
     }
 }
+
+#[tokio::test]
+async fn an_instance_for_which_others_left_no_memory_is_busy_not_broken() {
+    let grant = Grant {
+        memory_bytes_max: 16 << 20,
+        ..grant("crowded")
+    };
+    let guest = start(shared(), "hostile", grant).await;
+    let mut held = Vec::new();
+    let refused = loop {
+        match get(&guest, "/hold?mb=1").await {
+            Ok(response) => held.push(response),
+            Err(error) => break error,
+        }
+        assert!(held.len() < 64, "there is no end");
+    };
+    // One that begins and then asks for more than is left fails by itself; one that cannot begin has to
+    // wait for the others.
+    assert!(!held.is_empty());
+    let crowded = match refused {
+        Error::Busy => true,
+        Error::Trap(_) => {
+            // Take what is left, by calls that ask for nothing more.
+            let mut error = None;
+            while error.is_none() && held.len() < 128 {
+                match get(&guest, "/hold?mb=0").await {
+                    Ok(response) => held.push(response),
+                    Err(refused) => error = Some(refused),
+                }
+            }
+            error == Some(Error::Busy)
+        }
+        _ => false,
+    };
+    assert!(crowded);
+    drop(held);
+    assert_eq!(read(&guest, "/ok").await, "ok\n");
+}
