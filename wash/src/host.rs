@@ -28,6 +28,7 @@ use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
 use crate::guests::Guests;
 use crate::manifests;
 use crate::output::{self, Exit, Failure, Report};
+use crate::supervisor;
 
 /// Threads of the control plane: few, because it computes little.
 const CONTROL_THREADS: usize = 2;
@@ -113,6 +114,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let server = nats::server(&scheduler);
         let ready = |host: &washlet::host::Host| {
             let (name, http) = (host.name(), http.as_deref().unwrap_or("none"));
+            supervisor::status(&format!("ready: host {id} ({name})"));
             match format {
                 LogFormat::Text => output::note(&format!(
                     "ready: host {id} ({name}), group {group}, http {http}, nats {server}"
@@ -120,18 +122,20 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
                 LogFormat::Json => tracing::info!(id, name, group, http, nats = server, "ready"),
             }
         };
+        supervisor::watch(washlet.health().clone(), washlet.control());
+        supervisor::ready("serves what ran before; waiting for NATS");
         let run = async {
             // What ran before serves already. Waiting for NATS is owned too, so that a signal ends it.
             let waiting = Drain::new(control.handle().clone());
             let name = format!("washlet-{id}");
             let connected = tokio::select! {
                 connected = nats::connect(&scheduler, &name, &waiting) => connected,
-                () = signals.recv() => Ok(None),
+                () = told_to_stop(&mut signals) => Ok(None),
             };
             waiting.stop();
             match connected {
                 Ok(Some(client)) => {
-                    let run = washlet.run(client, ready, signals.recv());
+                    let run = washlet.run(client, ready, told_to_stop(&mut signals));
                     run.await.map_err(|error| failure(&error))
                 }
                 Ok(None) => {
@@ -175,6 +179,12 @@ fn failure(error: &washlet::Error) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, capabilities::report(error))
+}
+
+/// Completes at the first signal, of which systemd is told.
+async fn told_to_stop(signals: &mut Signals) {
+    signals.recv().await;
+    supervisor::stopping();
 }
 
 /// This program again: the file it was started from, whatever is put at its path later.

@@ -11,6 +11,7 @@ mod manifest;
 mod manifests;
 mod oci;
 mod output;
+mod supervisor;
 mod workload;
 
 use std::process::ExitCode;

@@ -270,6 +270,11 @@ impl Washlet {
         self.address
     }
 
+    /// How it is.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// The owner of the control plane's tasks.
     pub fn control(&self) -> &Drain {
         &self.control

@@ -1,4 +1,4 @@
-//! `deploy/k3s`, as far as it can be tried without a Docker engine: what its files say of each
+//! `deploy/k3s` and `deploy/systemd`, as far as it can be tried without a Docker engine: what its files say of each
 //! other, and its command lines, run for real with addresses of this machine.
 
 use std::{
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 mod command_lines;
 mod definitions;
+mod systemd;
 
 const HOSTS: [&str; 2] = ["host-1", "host-2"];
 const MANIFESTS: [&str; 2] = ["http-counter", "echo-messaging"];
