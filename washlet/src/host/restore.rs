@@ -120,13 +120,10 @@ impl Host {
         }
     }
 
-    /// Notes that `id` is to be gone after a restart, too; `false` when there is nothing to note.
+    /// Notes that `id` is to be gone after a restart, too; `false` without a journal.
     pub(super) fn unwant(&self, id: &WorkloadId) -> bool {
+        // Whatever is known to be there: the start may be on its way to the disk at this moment.
         let journal = self.0.journal.as_ref();
-        let journal = journal.filter(|journal| journal.has(id));
-        if let Some(journal) = journal {
-            journal.want(id, None);
-        }
-        journal.is_some()
+        journal.inspect(|journal| journal.want(id, None)).is_some()
     }
 }
