@@ -28,14 +28,17 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::health::Health;
-use crate::host::Host;
+use crate::health::{CLASSES, Health};
+use crate::host::{Busy, Host};
 
 /// Connections at once; more wait in the kernel's backlog.
 const CONNECTIONS_MAX: usize = 32;
 
 /// How long a connection may take: a request and its answer, no more.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// As a label.
+const CLASS_NAMES: [&str; CLASSES] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// How long a client may take for the head of its request.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
@@ -181,23 +184,39 @@ fn response(status: StatusCode, kind: &'static str, text: String) -> Response<Fu
 struct Page(String);
 
 impl Page {
+    /// What the samples that follow are of.
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], sample: u64) {
+        self.0.push_str(name);
+        for (index, (label, value)) in labels.iter().enumerate() {
+            self.0.push(if index == 0 { '{' } else { ',' });
+            let value = value.replace('\\', "\\\\");
+            let value = value.replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{label}=\"{value}\"");
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {sample}");
+    }
+
     /// A family of which the samples are told apart by `label`.
     fn family(&mut self, name: &str, kind: &str, help: &str, label: &str, samples: &[(&str, u64)]) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        self.head(name, kind, help);
         for (value, sample) in samples {
-            let _ = match label {
-                "" => writeln!(self.0, "{name} {sample}"),
-                label => writeln!(self.0, "{name}{{{label}=\"{value}\"}} {sample}"),
-            };
+            self.sample(name, &[(label, value)], *sample);
         }
     }
 
     fn gauge(&mut self, name: &str, help: &str, sample: u64) {
-        self.family(name, "gauge", help, "", &[("", sample)]);
+        self.head(name, "gauge", help);
+        self.sample(name, &[], sample);
     }
 
     fn counter(&mut self, name: &str, help: &str, sample: u64) {
-        self.family(name, "counter", help, "", &[("", sample)]);
+        self.head(name, "counter", help);
+        self.sample(name, &[], sample);
     }
 }
 
@@ -221,6 +240,11 @@ fn metrics(host: &Host, health: &Health) -> String {
         connected,
     );
     page.counter(
+        "washlet_nats_connects_total",
+        "Times that the connection for commands was made; after the first, again after a loss.",
+        counts.connected,
+    );
+    page.counter(
         "washlet_nats_subscriptions_total",
         "Times that commands were subscribed to; after the first, again after a loss.",
         counts.subscribed,
@@ -229,6 +253,11 @@ fn metrics(host: &Host, health: &Health) -> String {
         "washlet_heartbeats_total",
         "Heartbeats published.",
         counts.heartbeats,
+    );
+    page.counter(
+        "washlet_heartbeats_failed_total",
+        "Heartbeats that could not be published.",
+        counts.heartbeats_failed,
     );
     page.counter(
         "washlet_commands_total",
@@ -242,8 +271,24 @@ fn metrics(host: &Host, health: &Health) -> String {
         "state",
         &host.states(),
     );
-    let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-    let answered: Vec<_> = classes.into_iter().zip(counts.answered).collect();
+    if let Some(journal) = host.journal() {
+        page.gauge(
+            "washlet_journal_entries",
+            "Workloads that will run after a restart.",
+            journal.entries as u64,
+        );
+        page.gauge(
+            "washlet_journal_bytes",
+            "Bytes of the journal on disk.",
+            journal.bytes,
+        );
+        page.gauge(
+            "washlet_journal_quarantined",
+            "Entries set aside because they could not be read.",
+            journal.set_aside,
+        );
+    }
+    let answered: Vec<_> = CLASS_NAMES.into_iter().zip(counts.answered).collect();
     page.family(
         "washlet_http_responses_total",
         "counter",
@@ -251,6 +296,7 @@ fn metrics(host: &Host, health: &Health) -> String {
         "class",
         &answered,
     );
+    per_workload(&mut page, &host.busy());
     let engine = host.engine();
     let instances = engine.instances();
     page.gauge(
@@ -308,6 +354,40 @@ fn metrics(host: &Host, health: &Health) -> String {
     page.0
 }
 
+/// What workloads are busy with: at most as many as a host holds, and of each only what has happened.
+fn per_workload(page: &mut Page, all: &[Busy]) {
+    let counts: Vec<_> = all.iter().map(|busy| busy.in_flight.count()).collect();
+    page.gauge(
+        "washlet_calls_in_flight",
+        "Calls into components under way: HTTP requests and messages.",
+        counts.iter().sum(),
+    );
+    let name = "washlet_workload_calls_in_flight";
+    page.head(name, "gauge", "The same, by workload.");
+    for (busy, count) in all.iter().zip(counts) {
+        page.sample(name, &labels(busy), count);
+    }
+    let name = "washlet_workload_http_responses_total";
+    let help = "Responses to HTTP requests by workload and class of their status.";
+    page.head(name, "counter", help);
+    for busy in all {
+        let [namespace, workload, id] = labels(busy);
+        for (class, count) in CLASS_NAMES.into_iter().zip(busy.in_flight.responses()) {
+            if count > 0 {
+                page.sample(name, &[namespace, workload, id, ("class", class)], count);
+            }
+        }
+    }
+}
+
+fn labels(busy: &Busy) -> [(&str, &str); 3] {
+    [
+        ("namespace", &busy.spec.namespace),
+        ("workload", &busy.spec.name),
+        ("workload_id", busy.spec.id.as_str()),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,5 +400,12 @@ mod tests {
         let expected = "# HELP one The first.\n# TYPE one gauge\none 1\n\
             # HELP two By kind.\n# TYPE two counter\ntwo{kind=\"a\"} 2\ntwo{kind=\"b\"} 3\n";
         assert_eq!(page.0, expected);
+    }
+
+    #[test]
+    fn labels_are_whatever_people_name_things() {
+        let mut page = Page::default();
+        page.sample("one", &[("a", "say \"hi\"\n"), ("b", "c:\\d")], 1);
+        assert_eq!(page.0, "one{a=\"say \\\"hi\\\"\\n\",b=\"c:\\\\d\"} 1\n");
     }
 }

@@ -27,26 +27,65 @@ struct Inner {
     beat: AtomicU64,
     /// Commands are heard, as far as this process knows.
     hears: AtomicBool,
-    /// Whether the connection that commands come over is up; `None` before there is one.
-    link: Mutex<Option<Link>>,
+    /// Tells of the connection that commands come over; `None` before there is one.
+    link: Mutex<Option<Watched>>,
     draining: AtomicBool,
     /// Workloads of before the restart that neither run nor have failed yet.
     restoring: AtomicUsize,
     subscribed: AtomicU64,
     heartbeats: AtomicU64,
+    heartbeats_failed: AtomicU64,
     commands: AtomicU64,
-    answered: Shards<[AtomicU64; CLASSES]>,
+    answered: Shards<Answered>,
 }
 
-type Link = Box<dyn Fn() -> bool + Send + Sync>;
+type Watched = Box<dyn Fn() -> Link + Send + Sync>;
+
+/// The connection that commands come over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Whether it is up.
+    pub(crate) up: bool,
+    /// Times that it was made.
+    pub(crate) made: u64,
+}
+
+/// Responses to HTTP requests, by class of their status, from 1xx on.
+#[derive(Default)]
+pub(crate) struct Answered([AtomicU64; CLASSES]);
+
+impl Answered {
+    /// One more, with `status`.
+    pub(crate) fn add(&self, status: http::StatusCode) {
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(count) = self.0.get(class) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// All of them together.
+pub(crate) fn sum<'a>(parts: impl Iterator<Item = &'a Answered>) -> [u64; CLASSES] {
+    let mut sums = [0; CLASSES];
+    for Answered(part) in parts {
+        for (sum, count) in sums.iter_mut().zip(part) {
+            *sum += count.load(Ordering::Relaxed);
+        }
+    }
+    sums
+}
 
 /// What was counted since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Times that commands were subscribed to.
     pub subscribed: u64,
+    /// Times that the connection that commands come over was made.
+    pub connected: u64,
     /// Heartbeats published.
     pub heartbeats: u64,
+    /// Heartbeats that could not be published.
+    pub heartbeats_failed: u64,
     /// Commands answered.
     pub commands: u64,
     /// Responses to HTTP requests, by class of their status, from 1xx on.
@@ -64,6 +103,7 @@ impl Default for Health {
             restoring: AtomicUsize::new(0),
             subscribed: AtomicU64::new(0),
             heartbeats: AtomicU64::new(0),
+            heartbeats_failed: AtomicU64::new(0),
             commands: AtomicU64::new(0),
             answered: Shards::new(shards::count(), |_| Default::default()),
         }))
@@ -87,9 +127,14 @@ impl Health {
         });
     }
 
-    /// `is_up` tells whether the connection that commands come over is up.
-    pub(crate) fn watch(&self, is_up: impl Fn() -> bool + Send + Sync + 'static) {
-        *self.0.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(is_up));
+    /// `link` tells of the connection that commands come over.
+    pub(crate) fn watch(&self, link: impl Fn() -> Link + Send + Sync + 'static) {
+        *self.0.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(link));
+    }
+
+    fn link(&self) -> Link {
+        let link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.as_ref().map(|link| link()).unwrap_or_default()
     }
 
     /// Commands are heard from now on, or not any more.
@@ -111,9 +156,13 @@ impl Health {
         Restoring(self.clone())
     }
 
-    /// A heartbeat was published.
-    pub(crate) fn heartbeat(&self) {
-        self.0.heartbeats.fetch_add(1, Ordering::Relaxed);
+    /// A heartbeat was published, or could not be.
+    pub(crate) fn heartbeat(&self, published: bool) {
+        let count = match published {
+            true => &self.0.heartbeats,
+            false => &self.0.heartbeats_failed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A command was answered.
@@ -123,16 +172,12 @@ impl Health {
 
     /// An HTTP request was answered.
     pub(crate) fn answered(&self, status: http::StatusCode) {
-        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(count) = self.0.answered.here().get(class) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0.answered.here().add(status);
     }
 
     /// Whether the connection that commands come over is up.
     pub fn is_connected(&self) -> bool {
-        let link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner);
-        link.as_ref().is_some_and(|is_up| is_up())
+        self.link().up
     }
 
     /// Whether the control plane runs: a restart would help if not.
@@ -165,17 +210,13 @@ impl Health {
 
     /// What was counted.
     pub fn counts(&self) -> Counts {
-        let mut answered = [0; CLASSES];
-        for shard in self.0.answered.iter() {
-            for (sum, count) in answered.iter_mut().zip(shard) {
-                *sum += count.load(Ordering::Relaxed);
-            }
-        }
         Counts {
             subscribed: self.0.subscribed.load(Ordering::Relaxed),
+            connected: self.link().made,
             heartbeats: self.0.heartbeats.load(Ordering::Relaxed),
+            heartbeats_failed: self.0.heartbeats_failed.load(Ordering::Relaxed),
             commands: self.0.commands.load(Ordering::Relaxed),
-            answered,
+            answered: sum(self.0.answered.iter()),
         }
     }
 }

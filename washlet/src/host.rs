@@ -24,11 +24,11 @@ use crate::config::{Identity, Limits};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::identity::friendly_name;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::node::Node;
 use crate::trigger::http::Routes;
 use crate::workload::State;
-use crate::workload::actor::{Actor, Resolved};
+use crate::workload::actor::{Actor, InFlight, Resolved};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
 use restore::Restored;
 
@@ -99,6 +99,9 @@ pub enum StartError {
     /// The table is full.
     #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
     Full,
+    /// A restart would forget it, so it is not acknowledged.
+    #[error("the workload was not started: a restart of this host would forget it")]
+    Journal(#[source] journal::Error),
 }
 
 impl StartError {
@@ -137,7 +140,14 @@ struct Entry {
     waiting: CancellationToken,
     state: watch::Receiver<State>,
     resolved: watch::Receiver<Vec<Resolved>>,
+    in_flight: InFlight,
     started_at: OffsetDateTime,
+}
+
+/// What a running workload is busy with, for those who count.
+pub(crate) struct Busy {
+    pub(crate) spec: Arc<WorkloadSpec>,
+    pub(crate) in_flight: InFlight,
 }
 
 impl Host {
@@ -239,9 +249,13 @@ impl Host {
             request.encode()
         });
         let (mut state, mine) = self.register(&id, workload, request)?;
-        if mine && journaled {
-            // Before anything is said, so that what was said survives; the start goes on meanwhile.
-            self.keep(&id).await;
+        // Before anything is said, also of a start that another one began, so that what was said survives;
+        // the start goes on meanwhile.
+        if journaled && let Err(error) = self.keep(&id).await {
+            if mine {
+                self.take_back(&id, &state);
+            }
+            return Err(StartError::Journal(error));
         }
         let settled = state.wait_for(|state| *state != State::Starting);
         let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled);
@@ -284,6 +298,29 @@ impl Host {
         workload: wire::Workload,
         request: Option<Vec<u8>>,
     ) -> Result<(watch::Receiver<State>, bool), StartError> {
+        let spec = self.spec(id, workload);
+        let table = self.table();
+        if let Some(entry) = table.get(id)
+            && !matches!(*entry.state.borrow(), State::Failed(_) | State::Gone)
+        {
+            return match spec {
+                Ok(spec) if spec.content == entry.spec.content => Ok((entry.state.clone(), false)),
+                _ => Err(StartError::Exists(id.clone())),
+            };
+        }
+        let state = self.insert(table, spec?, false, || {
+            if let (Some(journal), Some(request)) = (&self.0.journal, request) {
+                journal.want(id, Some(request));
+            }
+        });
+        Ok((state?, true))
+    }
+
+    fn spec(
+        &self,
+        id: &WorkloadId,
+        workload: wire::Workload,
+    ) -> Result<Arc<WorkloadSpec>, spec::Error> {
         let inner = &self.0;
         let config = inner.shared.engine.config();
         let terms = Terms {
@@ -293,17 +330,18 @@ impl Host {
             backends: inner.shared.engine.plugins(),
             ingress: inner.http_port.is_some(),
         };
-        let spec = WorkloadSpec::new(id.clone(), workload, &terms);
-        let mut table = self.table();
-        if let Some(entry) = table.get(id)
-            && !matches!(*entry.state.borrow(), State::Failed(_) | State::Gone)
-        {
-            return match spec {
-                Ok(spec) if spec.content == entry.spec.content => Ok((entry.state.clone(), false)),
-                _ => Err(StartError::Exists(id.clone())),
-            };
-        }
-        let spec = Arc::new(spec?);
+        WorkloadSpec::new(id.clone(), workload, &terms).map(Arc::new)
+    }
+
+    /// Shape: `note` is called under the lock, so in the order in which commands act.
+    fn insert(
+        &self,
+        mut table: MutexGuard<'_, BTreeMap<WorkloadId, Entry>>,
+        spec: Arc<WorkloadSpec>,
+        cached_first: bool,
+        note: impl FnOnce(),
+    ) -> Result<watch::Receiver<State>, StartError> {
+        let inner = &self.0;
         if inner.draining.is_stopping() {
             return Err(StartError::Draining);
         }
@@ -313,34 +351,55 @@ impl Host {
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
         let (resolved_sender, resolved) = watch::channel(Vec::new());
+        let in_flight = InFlight::default();
         let actor = Actor {
             shared: Arc::clone(&inner.shared),
             spec: Arc::clone(&spec),
+            cached_first,
+            in_flight: in_flight.clone(),
             stop: stop.clone(),
             state: state_sender,
             resolved: resolved_sender,
         };
+        let id = spec.id.clone();
         let entry = Entry {
             spec,
-            stop: stop.clone(),
+            stop,
             waiting: CancellationToken::new(),
             state: state.clone(),
             resolved,
+            in_flight,
             started_at: OffsetDateTime::now_utc(),
         };
         table.insert(id.clone(), entry);
-        if let (Some(journal), Some(request)) = (&inner.journal, request) {
-            // Under the lock: in the order in which commands act.
-            journal.want(id, Some(request));
-        }
+        note();
         drop(table);
-        let (host, id) = (self.clone(), id.clone());
+        let host = self.clone();
         inner.control.spawn("workload", async move {
             // A panic is a failed workload, not a lost id.
             let run = AssertUnwindSafe(actor.run()).catch_unwind().await;
             host.forget(&id, run.is_err());
         });
-        Ok((state, true))
+        Ok(state)
+    }
+
+    /// Stops what was registered with `state`, as if it had never been asked for.
+    fn take_back(&self, id: &WorkloadId, state: &watch::Receiver<State>) {
+        let mut table = self.table();
+        let Some(entry) = table
+            .get(id)
+            .filter(|entry| entry.state.same_channel(state))
+        else {
+            // Somebody else decides by now.
+            return;
+        };
+        entry.stop.cancel();
+        if let Some(journal) = &self.0.journal {
+            journal.give_up(id);
+        }
+        if matches!(*state.borrow(), State::Failed(_) | State::Gone) {
+            table.remove(id);
+        }
     }
 
     /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
@@ -378,10 +437,14 @@ impl Host {
             }
             (reached, noted)
         };
-        if noted {
-            self.keep(id).await;
-        }
+        let kept = match noted {
+            true => self.keep(id).await,
+            false => Ok(()),
+        };
         let Some((mut state, was)) = reached else {
+            if let Err(error) = kept {
+                return unkept(id, &error);
+            }
             let message = "Workload not found".to_owned();
             return status(id, wire::WorkloadState::NotFound, message);
         };
@@ -395,6 +458,9 @@ impl Host {
             let gone = state.wait_for(|state| *state == State::Gone);
             let _ = tokio::time::timeout(patience, gone).await;
             self.forget(id, false);
+        }
+        if let Err(error) = kept {
+            return unkept(id, &error);
         }
         status(
             id,
@@ -539,6 +605,25 @@ impl Host {
         states
     }
 
+    /// What each workload is busy with that runs, or still has calls.
+    pub(crate) fn busy(&self) -> Vec<Busy> {
+        let table = self.table();
+        let entries = table.values().filter(|entry| {
+            let state = entry.state.borrow();
+            matches!(*state, State::Running | State::Stopping)
+        });
+        let busy = entries.map(|entry| Busy {
+            spec: Arc::clone(&entry.spec),
+            in_flight: entry.in_flight.clone(),
+        });
+        busy.collect()
+    }
+
+    /// How full the journal is; `None` without one.
+    pub(crate) fn journal(&self) -> Option<journal::Usage> {
+        self.0.journal.as_ref().map(|journal| journal.usage())
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.0.shared.engine
     }
@@ -585,6 +670,15 @@ impl Entry {
             started_at: Some(self.started_at),
         }
     }
+}
+
+/// A stop that a restart would undo is none.
+fn unkept(id: &WorkloadId, error: &journal::Error) -> wire::WorkloadStatus {
+    let error = capabilities::report(error);
+    let message = format!(
+        "Workload was stopped, but a restart of this host would start it again, so stop it once more: {error}"
+    );
+    status(id, wire::WorkloadState::Error, message)
 }
 
 fn status(

@@ -37,6 +37,9 @@ const ENTRY_BYTES_MAX: u64 = 2 * PAYLOAD_BYTES_MAX as u64;
 /// What all entries take at most, in bytes.
 const JOURNAL_BYTES_MAX: u64 = 512 << 20;
 
+/// How many entries there are at most: as many as a host holds workloads.
+const ENTRIES_MAX: usize = 20_000;
+
 /// Units: bytes.
 const KEY_BYTES: usize = 32;
 
@@ -57,7 +60,9 @@ pub enum Error {
         source: io::Error,
     },
     /// There is no more room by our own rule.
-    #[error("the journal holds {JOURNAL_BYTES_MAX} bytes, its maximum")]
+    #[error(
+        "the journal has no room for a further entry: it holds {ENTRIES_MAX} or {JOURNAL_BYTES_MAX} bytes at most"
+    )]
     Full,
     /// The request is larger than an entry may be.
     #[error("the request is larger than an entry of the journal may be ({ENTRY_BYTES_MAX} bytes)")]
@@ -72,12 +77,58 @@ pub struct Journal {
     dir: PathBuf,
     quarantine: PathBuf,
     key: RandomizedNonceKey,
-    /// What is to be on disk and is not known to be: a sealed request, or nothing.
-    pending: Mutex<HashMap<WorkloadId, Option<Vec<u8>>>>,
-    /// What is on disk, by name of file, with its bytes.
-    kept: Mutex<HashMap<String, u64>>,
+    /// What is to be on disk and is not known to be.
+    pending: Mutex<HashMap<WorkloadId, Wish>>,
+    kept: Mutex<Kept>,
+    /// Entries that were moved aside, now or by an earlier process.
+    set_aside: AtomicU64,
     stripes: [Mutex<()>; STRIPES],
     commits: Commits,
+}
+
+/// What is to be on disk: a request, or nothing. Shape: clones are the same wish.
+type Wish = Arc<Option<Vec<u8>>>;
+
+/// What is on disk.
+#[derive(Default)]
+struct Kept {
+    /// By name of file, with its bytes.
+    files: HashMap<String, u64>,
+    /// Of all of them.
+    bytes: u64,
+}
+
+impl Kept {
+    fn insert(&mut self, name: String, bytes: u64) {
+        let before = self.files.insert(name, bytes).unwrap_or_default();
+        self.bytes = self.bytes.saturating_sub(before).saturating_add(bytes);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let before = self.files.remove(name).unwrap_or_default();
+        self.bytes = self.bytes.saturating_sub(before);
+    }
+
+    /// Whether there is room for `bytes` under `name`.
+    fn has_room(&self, name: &str, bytes: u64) -> bool {
+        let before = self.files.get(name);
+        let others = self
+            .bytes
+            .saturating_sub(before.copied().unwrap_or_default());
+        let count = self.files.len() + usize::from(before.is_none());
+        count <= ENTRIES_MAX && others.saturating_add(bytes) <= JOURNAL_BYTES_MAX
+    }
+}
+
+/// How full the journal is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Workloads that will run after a restart.
+    pub entries: usize,
+    /// What they take on disk.
+    pub bytes: u64,
+    /// Files that lie in `<state>/quarantine`.
+    pub set_aside: u64,
 }
 
 /// Changes of the directory that many share: one goes to the disk while those that come meanwhile wait, and
@@ -122,9 +173,13 @@ impl Journal {
         fs::create_dir_all(&dir).map_err(at(&dir))?;
         let path = state.join("journal-key");
         let key = key(state, &path).map_err(at(&path))?;
+        let quarantine = state.join("quarantine");
+        // Not there, most often.
+        let before = fs::read_dir(&quarantine).map_or(0, Iterator::count);
         Ok(Self {
             dir,
-            quarantine: state.join("quarantine"),
+            quarantine,
+            set_aside: AtomicU64::new(before as u64),
             key: RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|_| Error::Seal)?,
             pending: Mutex::default(),
             kept: Mutex::default(),
@@ -155,24 +210,48 @@ impl Journal {
 
     /// Notes what is to be on disk for `id`: `request`, a start request's bytes, or nothing.
     pub fn want(&self, id: &WorkloadId, request: Option<Vec<u8>>) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.insert(id.clone(), request);
+        self.pending().insert(id.clone(), Arc::new(request));
     }
 
-    /// Whether anything is or will be on disk for `id`.
-    pub fn has(&self, id: &WorkloadId) -> bool {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        match pending.get(id) {
+    /// Takes a start back that was never on disk; what is there stays.
+    pub fn give_up(&self, id: &WorkloadId) {
+        let mut pending = self.pending();
+        if pending.get(id).is_some_and(|wish| wish.is_some()) {
+            pending.remove(id);
+        }
+    }
+
+    /// Whether `id` is to run after a restart.
+    pub fn wants(&self, id: &WorkloadId) -> bool {
+        match self.pending().get(id) {
             Some(wish) => wish.is_some(),
-            None => self.kept().contains_key(&name(id)),
+            None => self.kept().files.contains_key(&name(id)),
+        }
+    }
+
+    /// Whether anything is on disk for `id`, or not known not to be.
+    pub fn knows(&self, id: &WorkloadId) -> bool {
+        self.pending().contains_key(id) || self.kept().files.contains_key(&name(id))
+    }
+
+    /// How full it is.
+    pub fn usage(&self) -> Usage {
+        let kept = self.kept();
+        Usage {
+            entries: kept.files.len(),
+            bytes: kept.bytes,
+            set_aside: self.set_aside.load(Ordering::Relaxed),
         }
     }
 
     /// Waits until what was last wanted for `id` is on disk.
     ///
     /// # Errors
-    /// [`Error`]; then the disk has what it had before.
+    /// [`Error`]; then the disk has what it had before, or nothing, and the next flush tries again.
     pub async fn flush(self: &Arc<Self>, id: &WorkloadId) -> Result<(), Error> {
+        if !self.pending().contains_key(id) {
+            return Ok(());
+        }
         let (this, id) = (Arc::clone(self), id.clone());
         let flush = tokio::task::spawn_blocking(move || this.apply(&id));
         // A panic, or a runtime that ends.
@@ -186,28 +265,29 @@ impl Journal {
             .stripes
             .get(stripe)
             .map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let wish = {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            // Whoever took it before us held the turn until it was on disk.
-            let Some(wish) = pending.remove(id) else {
-                return Ok(());
-            };
-            wish
+        // Whoever saw to it before us held the turn until it was on disk.
+        let Some(wish) = self.pending().get(id).cloned() else {
+            return Ok(());
         };
+        self.write(name, wish.as_ref().as_deref())?;
+        // Only now, so that whoever asks meanwhile knows of it; and unless it is wanted otherwise by now.
+        let mut pending = self.pending();
+        if pending.get(id).is_some_and(|now| Arc::ptr_eq(now, &wish)) {
+            pending.remove(id);
+        }
+        Ok(())
+    }
+
+    fn write(&self, name: String, wish: Option<&[u8]>) -> Result<(), Error> {
         let path = self.dir.join(&name);
         match wish {
             Some(request) => {
-                let sealed = self.seal(&name, request)?;
+                let sealed = self.seal(&name, request.to_vec())?;
                 let bytes = sealed.len() as u64;
                 if bytes > ENTRY_BYTES_MAX {
                     return Err(Error::TooLarge);
                 }
-                let others: u64 = {
-                    let kept = self.kept();
-                    let others = kept.iter().filter(|(other, _)| **other != name);
-                    others.map(|(_, bytes)| bytes).sum()
-                };
-                if others + bytes > JOURNAL_BYTES_MAX {
+                if !self.kept().has_room(&name, bytes) {
                     return Err(Error::Full);
                 }
                 write_whole(&self.dir, &path, &sealed).map_err(at(&path))?;
@@ -277,10 +357,13 @@ impl Journal {
         let aside = self.quarantine.join(name);
         let moved = fs::create_dir_all(&self.quarantine).and_then(|()| fs::rename(path, &aside));
         match moved {
-            Ok(()) => tracing::warn!(
-                entry = name, reason, moved_to = %aside.display(),
-                "an entry of the journal cannot be read: its workload is not started again"
-            ),
+            Ok(()) => {
+                self.set_aside.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    entry = name, reason, moved_to = %aside.display(),
+                    "an entry of the journal cannot be read: its workload is not started again"
+                );
+            }
             Err(error) => tracing::warn!(
                 entry = name, reason, %error,
                 "an entry of the journal cannot be read, and not be moved aside"
@@ -288,7 +371,11 @@ impl Journal {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<WorkloadId, Wish>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -373,7 +460,7 @@ mod tests {
         journal.flush(&id("b")).await.unwrap();
         let journal = open(&state);
         assert_eq!(ids(&journal), ["a", "c"]);
-        assert!(journal.has(&id("a")) && !journal.has(&id("b")));
+        assert!(journal.wants(&id("a")) && !journal.wants(&id("b")));
         // Taken back by a process that did not write it.
         journal.want(&id("a"), None);
         journal.flush(&id("a")).await.unwrap();
@@ -419,6 +506,8 @@ mod tests {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         let aside = fs::read_dir(state.path().join("quarantine")).unwrap();
         assert_eq!(aside.count(), 5);
+        // Also by those who come later.
+        assert_eq!(open(&state).usage().set_aside, 5);
         // A key that is not ours any more is no reason not to start.
         fs::write(state.path().join("journal-key"), b"short").unwrap();
         assert_eq!(ids(&open(&state)), [""; 0]);
@@ -444,5 +533,64 @@ mod tests {
         journal.want(&id("a"), Some(request("a")));
         let refused = journal.flush(&id("a")).await;
         assert!(matches!(refused, Err(Error::Io { .. })), "{refused:?}");
+        journal.give_up(&id("a"));
+        assert!(!journal.knows(&id("a")));
+        // There is nothing left to be done.
+        journal.flush(&id("a")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_on_disk_or_is_tried_again() {
+        let state = TempDir::new().unwrap();
+        let journal = open(&state);
+        keep(&journal, "a").await;
+        let (dir, away) = (state.path().join("journal"), state.path().join("away"));
+        fs::rename(&dir, &away).unwrap();
+        journal.want(&id("a"), None);
+        assert!(journal.flush(&id("a")).await.is_err());
+        assert!(!journal.wants(&id("a")) && journal.knows(&id("a")));
+        // What was wanted stays wanted; a start that failed does not take its place by being given up.
+        journal.give_up(&id("a"));
+        fs::rename(&away, &dir).unwrap();
+        journal.flush(&id("a")).await.unwrap();
+        assert!(!journal.knows(&id("a")));
+        assert_eq!(ids(&open(&state)), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_all_on_disk_and_counted() {
+        let state = TempDir::new().unwrap();
+        let journal = open(&state);
+        let names: Vec<_> = (0..200).map(|number| format!("w{number}")).collect();
+        futures::future::join_all(names.iter().map(|name| keep(&journal, name))).await;
+        let files = fs::read_dir(state.path().join("journal")).unwrap();
+        let bytes = files.map(|file| file.unwrap().metadata().unwrap().len());
+        let usage = journal.usage();
+        assert_eq!(usage.entries, 200);
+        assert_eq!(usage.bytes, bytes.sum::<u64>());
+        // Fewer commits of the directory than entries is what sharing is for; never more.
+        assert!(journal.commits.begun.load(Ordering::SeqCst) <= 200);
+        for name in &names {
+            journal.want(&id(name), None);
+            journal.flush(&id(name)).await.unwrap();
+        }
+        assert_eq!(journal.usage(), Usage::default());
+    }
+
+    #[test]
+    fn room_is_bounded_in_entries_and_bytes() {
+        let mut kept = Kept::default();
+        kept.insert("a".to_owned(), JOURNAL_BYTES_MAX);
+        assert!(!kept.has_room("b", 1));
+        // Its own place is not counted twice.
+        assert!(kept.has_room("a", JOURNAL_BYTES_MAX));
+        kept.insert("a".to_owned(), 1);
+        assert_eq!(kept.bytes, 1);
+        for number in 1..ENTRIES_MAX {
+            kept.insert(number.to_string(), 1);
+        }
+        assert!(!kept.has_room("b", 1) && kept.has_room("a", 1));
+        kept.remove("1");
+        assert!(kept.has_room("b", 1));
     }
 }

@@ -422,7 +422,9 @@ fn run(owner: &Drain, plugins: Plugins) {
 fn clean(control: &Drain, artifacts: Artifacts) {
     let owner = control.clone();
     control.spawn("cleaner", async move {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        // Not at once: what ran before the restart is only about to say what it uses.
+        let first = tokio::time::Instant::now() + SWEEP_INTERVAL;
+        let mut interval = tokio::time::interval_at(first, SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {

@@ -2,10 +2,13 @@
 
 use anyhow::{Context, Result};
 use fleet::http;
+use fleet::proxy::Proxy;
 use fleet::wait::{SOON, until};
 use fleet::washlet::Washlet;
+use futures::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::{HOST, app, one_host};
 
@@ -56,11 +59,23 @@ async fn metrics_count_what_happened() -> Result<()> {
         ("washlet_components_compiled_total", 1),
         ("washlet_artifacts", 1),
         ("washlet_nats_connected", 1),
+        ("washlet_nats_connects_total", 1),
+        ("washlet_journal_entries", 1),
+        ("washlet_journal_quarantined", 0),
         ("washlet_ready", 1),
         ("washlet_calls_waiting", 0),
     ] {
         assert_eq!(sample(&host, name).await?, expected, "{name}");
     }
+    let labels = "namespace=\"default\",workload=\"app\",workload_id=\"app\"";
+    let of_app = format!("washlet_workload_http_responses_total{{{labels},class=\"2xx\"}}");
+    assert_eq!(sample(&host, &of_app).await?, 3);
+    until(SOON, "no call is in flight", async || {
+        let of_app = format!("washlet_workload_calls_in_flight{{{labels}}}");
+        let calls = sample(&host, &of_app).await.ok()?;
+        (calls == 0 && sample(&host, "washlet_calls_in_flight").await.ok()? == 0).then_some(())
+    })
+    .await?;
     assert!(sample(&host, "washlet_commands_total").await? >= 1);
     assert_eq!(ask(&host, "/livez").await?.0, StatusCode::OK);
     assert_eq!(ask(&host, "/").await?.0, StatusCode::NOT_FOUND);
@@ -70,12 +85,21 @@ async fn metrics_count_what_happened() -> Result<()> {
 /// A host that is cut off is alive, and says why it is not ready.
 #[tokio::test]
 async fn a_host_that_is_cut_off_is_not_ready() -> Result<()> {
-    let (mut fleet, host) = one_host(&ADMIN).await?;
+    let (mut fleet, host) =
+        one_host(&[&ADMIN[..], &["--heartbeat-interval", "1s"]].concat()).await?;
     assert_eq!(
         ask(&host, "/readyz").await?,
         (StatusCode::OK, "ok\n".to_owned())
     );
     fleet.nats.kill();
+    until(SOON, "a heartbeat was not sent", async || {
+        (sample(&host, "washlet_heartbeats_failed_total")
+            .await
+            .ok()?
+            > 0)
+        .then_some(())
+    })
+    .await?;
     until(SOON, "it is not ready", async || {
         let (status, text) = ask(&host, "/readyz").await.ok()?;
         let named = text.contains("not connected to NATS");
@@ -87,7 +111,54 @@ async fn a_host_that_is_cut_off_is_not_ready() -> Result<()> {
     until(SOON, "it is ready again", async || {
         (ask(&host, "/readyz").await.ok()?.0 == StatusCode::OK).then_some(())
     })
-    .await
+    .await?;
+    assert_eq!(sample(&host, "washlet_nats_connects_total").await?, 2);
+    Ok(())
+}
+
+/// With every core in an endless loop, and pulls that hang, those who look still see, and commands are answered.
+#[tokio::test]
+async fn neither_guests_nor_pulls_hide_the_host() -> Result<()> {
+    let (fleet, host) = one_host(&ADMIN).await?;
+    let hostile = fleet.push("hostile").await?;
+    host.run_well(&app("bad", &hostile, json!({}))).await?;
+    let registry = Proxy::start(&fleet.registry.address()).await?;
+    registry.pause();
+    let image = hostile.replace(&fleet.registry.address(), &registry.address());
+    let hanging: Vec<_> = (0..32)
+        .map(|number| app(&format!("hangs-{number}"), &image, json!({})))
+        .collect();
+    let cores = std::thread::available_parallelism()?.get();
+    let loops = join_all((0..4 * cores).map(|_| http::get(host.http_port(), HOST, "/loop")));
+    let starts = join_all(hanging.iter().map(|workload| host.run(workload)));
+    let looks = async {
+        until(SOON, "the loops run, and the starts hang", async || {
+            let calls = sample(&host, "washlet_calls_in_flight").await.ok()?;
+            let starting = sample(&host, "washlet_workloads{state=\"starting\"}")
+                .await
+                .ok()?;
+            (calls as usize >= cores && starting == 32).then_some(())
+        })
+        .await?;
+        for _ in 0..10 {
+            timeout(SOON, async {
+                assert_eq!(ask(&host, "/livez").await?.0, StatusCode::OK);
+                assert_eq!(ask(&host, "/readyz").await?.0, StatusCode::OK);
+                assert_eq!(host.status("bad").await?.state, "RUNNING");
+                assert_eq!(host.status("hangs-0").await?.state, "STARTING");
+                host.request("heartbeat", &json!({})).await
+            })
+            .await??;
+        }
+        // A stop, too, does not wait for the pull.
+        timeout(SOON, host.stop("hangs-31")).await??;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = loops => panic!("an endless loop ended: {ended:?}"),
+        ended = starts => panic!("a pull that hangs ended: {ended:?}"),
+        done = looks => done,
+    }
 }
 
 /// A host that came back without NATS says both: that it serves, and that it is not in its fleet.

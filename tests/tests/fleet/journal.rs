@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use fleet::http;
+use fleet::proxy::Proxy;
 use fleet::wait::{SOON, until};
 use fleet::washlet::Washlet;
 use serde_json::{Value, json};
@@ -60,6 +61,93 @@ async fn a_killed_host_serves_again_without_nats_and_registry() -> Result<()> {
     );
     assert_eq!(host.log().matches("workload is running").count(), 1);
     Ok(())
+}
+
+/// Servers that take connections and say nothing hold up no host that comes back, whatever the pull policy.
+#[tokio::test]
+async fn silent_servers_delay_nobody() -> Result<()> {
+    let (mut fleet, mut host) = one_host(&["--registry-pull-timeout", "10m"]).await?;
+    let registry = Proxy::start(&fleet.registry.address()).await?;
+    let image = fleet.push("http-hello").await?;
+    let image = image.replace(&fleet.registry.address(), &registry.address());
+    let always = json!({ "imagePullPolicy": "IMAGE_PULL_POLICY_ALWAYS" });
+    host.run_well(&app("app", &image, always)).await?;
+    host.kill();
+    fleet.nats.pause();
+    registry.pause();
+    let port = host.restart_cut_off().await?;
+    serves(port).await?;
+    fleet.nats.resume();
+    until(SOON, "the host is in the fleet again", async || {
+        let listed = listed(&host).await.ok()??;
+        (listed == "WORKLOAD_STATE_RUNNING").then_some(())
+    })
+    .await
+}
+
+/// What cannot be noted is not acknowledged: neither a start that a restart would forget, nor a stop that it
+/// would undo.
+#[tokio::test]
+async fn what_is_not_on_disk_is_not_acknowledged() -> Result<()> {
+    let (fleet, mut host) = one_host(&[]).await?;
+    let image = fleet.push("http-hello").await?;
+    host.run_well(&app("app", &image, json!({}))).await?;
+    let journal = host.state_dir().join("journal");
+    let away = host.state_dir().join("away");
+    fs::rename(&journal, &away)?;
+
+    let status = host.run(&app("late", &image, json!({}))).await?;
+    assert_eq!(status.state, "ERROR");
+    assert!(status.message.contains("journal"), "{}", status.message);
+    until(SOON, "nothing of it is left", async || {
+        (host.status("late").await.ok()?.state == "NOT_FOUND").then_some(())
+    })
+    .await?;
+    let status = host.stop("app").await?;
+    assert_eq!(status.state, "ERROR");
+    assert!(status.message.contains("once more"), "{}", status.message);
+    // What runs is not disturbed by the disk, and what does not run is not said to.
+    assert_eq!(host.stop("app").await?.state, "ERROR");
+
+    fs::rename(&away, &journal)?;
+    assert_eq!(host.stop("app").await?.state, "NOT_FOUND");
+    host.run_well(&app("late", &image, json!({}))).await?;
+    host.restart().await?;
+    assert_eq!(listed(&host).await?, None);
+    serves(host.http_port()).await
+}
+
+/// What is being tried again gives way to commands: a stop, or another start.
+#[tokio::test]
+async fn a_retry_gives_way_to_commands() -> Result<()> {
+    let (fleet, mut host) = one_host(&[]).await?;
+    let missing = |tag: &str| format!("{}/http-hello:{tag}", fleet.registry.address());
+    for id in ["app", "other"] {
+        let workload = app(id, &missing("1"), json!({}));
+        assert_eq!(host.run(&workload).await?.state, "ERROR");
+    }
+    host.restart().await?;
+    until(SOON, "both have failed again", async || {
+        let app = host.status("app").await.ok()?.state == "ERROR";
+        let other = host.status("other").await.ok()?.state == "ERROR";
+        (app && other).then_some(())
+    })
+    .await?;
+    host.stop("app").await?;
+    let status = host.run(&app("other", &missing("2"), json!({}))).await?;
+    assert_eq!(status.state, "ERROR");
+    // From now on a retry of what ran before would succeed.
+    fleet.push("http-hello").await?;
+    let since = std::time::Instant::now();
+    until(SOON, "three seconds have passed", async || {
+        let other = host.status("other").await.ok()?;
+        assert_eq!(other.state, "ERROR");
+        assert!(other.message.contains(":2"), "{}", other.message);
+        let app = host.status("app").await.ok()?;
+        assert_eq!(app.state, "NOT_FOUND");
+        (since.elapsed().as_secs() >= 3).then_some(())
+    })
+    .await
 }
 
 /// What was stopped stays stopped, and what was acknowledged is there, at whatever moment the host is killed.

@@ -158,7 +158,7 @@ fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option
     };
     let code = match error {
         StartError::Spec(_) => BAD_REQUEST,
-        StartError::Draining | StartError::Full => UNAVAILABLE,
+        StartError::Draining | StartError::Full | StartError::Journal(_) => UNAVAILABLE,
         _ => CONFLICT,
     };
     (

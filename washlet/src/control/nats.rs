@@ -6,6 +6,7 @@ mod connect;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use async_nats::Client;
@@ -21,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::drain::Drain;
-use crate::health::Health;
+use crate::health::{Health, Link};
 use connect::{BACKOFF, backoff};
 pub use connect::{ConnectError, connect, connect_later, connect_once, server, usable};
 
@@ -131,8 +132,10 @@ impl Control {
     pub async fn run(mut self, answer: Arc<dyn Answer>, drain: Drain) -> Result<(), ControlError> {
         let mut ready = self.ready.take();
         let client = self.client.clone();
-        self.health
-            .watch(move || client.connection_state() == State::Connected);
+        self.health.watch(move || Link {
+            up: client.connection_state() == State::Connected,
+            made: client.statistics().connects.load(Ordering::Relaxed),
+        });
         let session = Arc::new(Session {
             fast: Arc::new(Semaphore::new(FAST_IN_FLIGHT)),
             stops: Arc::new(Semaphore::new(STOPS_IN_FLIGHT)),
@@ -384,10 +387,13 @@ impl Session {
             }
             match catch_unwind(AssertUnwindSafe(|| self.answer.heartbeat())) {
                 Ok(body) => {
-                    self.publish(&subject, body).await;
-                    self.control.health.heartbeat();
+                    let published = self.publish(&subject, body).await;
+                    self.control.health.heartbeat(published);
                 }
-                Err(_) => tracing::error!("failed to make a heartbeat"),
+                Err(_) => {
+                    self.control.health.heartbeat(false);
+                    tracing::error!("failed to make a heartbeat");
+                }
             }
         }
     }
@@ -403,18 +409,20 @@ impl Session {
             .await;
     }
 
-    /// For what is worthless later: it is not kept while the connection is down.
-    async fn publish(&self, subject: &str, body: Bytes) {
+    /// For what is worthless later: it is not kept while the connection is down. Whether it was sent.
+    async fn publish(&self, subject: &str, body: Bytes) -> bool {
         let client = &self.control.client;
         if client.connection_state() != State::Connected {
             tracing::debug!(subject, "not sent: NATS is not connected");
-            return;
+            return false;
         }
-        match timeout(SEND_WITHIN, client.publish(subject.to_owned(), body)).await {
+        let sent = timeout(SEND_WITHIN, client.publish(subject.to_owned(), body)).await;
+        match &sent {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(subject, reason = report(&error), "not sent"),
+            Ok(Err(error)) => tracing::warn!(subject, reason = report(error), "not sent"),
             Err(_) => tracing::warn!(subject, "not sent within {SEND_WITHIN:?}"),
         }
+        matches!(sent, Ok(Ok(())))
     }
 
     async fn leave(&self, mut from: Subscribed, in_flight: &Drain) {

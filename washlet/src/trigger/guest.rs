@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use capabilities::BoxError;
 use engine::{Background, Runnable, invoke};
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::pin::Pin;
@@ -58,6 +58,10 @@ fn background(in_flight: InFlight, drain: Drain, limit: Duration) -> Background 
 impl Target for Guest {
     fn component(&self) -> &str {
         &self.target.owner().component
+    }
+
+    fn answered(&self, status: StatusCode) {
+        self.in_flight.answered(status);
     }
 
     async fn call(

@@ -5,6 +5,7 @@ use capabilities::report;
 use engine::shards::{self, Shards};
 use engine::{Grant, Owner, Runnable, Turns};
 use futures::future::{join_all, try_join_all};
+use http::StatusCode;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,8 +17,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::State;
 use super::spec::{ComponentSpec, WorkloadSpec};
-use crate::artifact::{self, Fetch, Pin as ArtifactPin};
+use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
+use crate::health::{self, Answered, CLASSES};
 use crate::host::Shared;
 use crate::trigger::guest::Guest;
 use crate::trigger::http::Attachment;
@@ -40,6 +42,9 @@ struct Attached {
 pub(crate) struct Actor {
     pub(crate) shared: Arc<Shared>,
     pub(crate) spec: Arc<WorkloadSpec>,
+    /// What is in the cache will do, whatever the policy: it ran before.
+    pub(crate) cached_first: bool,
+    pub(crate) in_flight: InFlight,
     /// Told to stop when the workload is to stop.
     pub(crate) stop: CancellationToken,
     pub(crate) state: watch::Sender<State>,
@@ -49,7 +54,7 @@ pub(crate) struct Actor {
 impl Actor {
     /// Runs the workload until it is stopped, or has failed to start.
     pub(crate) async fn run(self) {
-        let in_flight = InFlight::default();
+        let in_flight = self.in_flight.clone();
         let messages = self.shared.guests.child();
         let attached = tokio::select! {
             biased;
@@ -103,7 +108,10 @@ impl Actor {
         let ComponentSpec { name, image, .. } = spec;
         let fetch = Fetch {
             image,
-            policy: spec.policy,
+            policy: match spec.policy {
+                PullPolicy::Always if self.cached_first => PullPolicy::IfNotPresent,
+                policy => policy,
+            },
             credentials: spec.credentials.clone(),
             progress: None,
         };
@@ -258,7 +266,7 @@ impl Actor {
     }
 }
 
-/// Calls into one workload that a stop waits for, and cuts when that takes too long.
+/// Calls into one workload, which a stop waits for, and cuts when that takes too long; and what came of them.
 #[derive(Clone)]
 pub(crate) struct InFlight(Arc<Shards<Calls>>);
 
@@ -267,6 +275,7 @@ pub(crate) struct InFlight(Arc<Shards<Calls>>);
 struct Calls {
     tracker: TaskTracker,
     cut: CancellationToken,
+    answered: Answered,
 }
 
 impl Default for InFlight {
@@ -317,6 +326,21 @@ impl InFlight {
             cut: calls.cut.clone(),
             until_cut: None,
         }
+    }
+
+    /// How many calls are under way.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.iter().map(|calls| calls.tracker.len() as u64).sum()
+    }
+
+    /// A request was answered with `status`, by a guest or for it.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        self.0.here().answered.add(status);
+    }
+
+    /// Responses to HTTP requests so far, by class.
+    pub(crate) fn responses(&self) -> [u64; CLASSES] {
+        health::sum(self.0.iter().map(|calls| &calls.answered))
     }
 
     /// Waits for every call; after `grace` cuts the rest and says `false`.

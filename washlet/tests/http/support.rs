@@ -53,6 +53,8 @@ where
     fn component(&self) -> &str {
         "function"
     }
+    fn answered(&self, _: StatusCode) {}
+
     async fn call(&self, request: Request<RequestBody>, scheme: Scheme) -> Answer {
         (self.0)(request, scheme).await
     }

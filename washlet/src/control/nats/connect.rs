@@ -12,7 +12,7 @@ use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use capabilities::{BoxError, report};
 use nkeys::KeyPair;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{NatsAuth, NatsConfig, NatsTls};
 use crate::drain::Drain;
@@ -20,6 +20,8 @@ use crate::drain::Drain;
 /// How long the first and the longest pause between attempts to connect or subscribe are.
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(15));
+/// How long a server may take before what does not need it goes on without.
+const FIRST_WITHIN: Duration = Duration::from_secs(1);
 /// How often the log repeats what is being waited for.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 /// How often the connection is checked while nothing is sent.
@@ -138,17 +140,18 @@ pub async fn connect(
     }
 }
 
-/// As [`connect_once`], but a server that is not there is no error: what is asked of the connection fails
-/// until it is.
+/// As [`connect_once`], but a server that is not there, or silent for a second, is no error: what is asked of
+/// the connection fails until it is.
 ///
 /// # Errors
 /// When the configuration has to change: [`ConnectError::is_configuration`].
 pub async fn connect_later(config: &NatsConfig, name: &str) -> Result<Client, ConnectError> {
-    let error = match connect_once(config, name).await {
-        Err(error) if !error.is_configuration() => error,
-        done => return done,
+    let reason = match timeout(FIRST_WITHIN, connect_once(config, name)).await {
+        Ok(Err(error)) if !error.is_configuration() => report(&error),
+        Ok(done) => return done,
+        Err(_) => format!("no answer within {FIRST_WITHIN:?}"),
     };
-    tracing::warn!(reason = report(&error), "waiting for NATS for data");
+    tracing::warn!(reason, "waiting for NATS for data");
     let (addresses, auth) = servers(config)?;
     let servers = quoted(&addresses);
     let connected = options(config, auth, name, &servers)

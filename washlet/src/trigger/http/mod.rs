@@ -33,6 +33,9 @@ pub trait Target: Send + Sync + 'static {
     /// The component's name, for the log.
     fn component(&self) -> &str;
 
+    /// Told of each response to a request for it: its own, or the host's when it failed or was busy.
+    fn answered(&self, status: http::StatusCode);
+
     /// Answers one request.
     ///
     /// Shape: `request` has the client's `Host` header or authority and an `x-request-id`; `scheme` is what

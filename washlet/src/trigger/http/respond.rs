@@ -64,9 +64,16 @@ impl Responder {
             request.version(),
         );
         let id = request_id(&mut request);
-        let (mut response, permit) = match self.answer(request, &id).await {
-            Ok((response, permit)) => (response, Some(permit)),
+        let (mut response, permit) = match self.route(&request) {
             Err(refusal) => (refusal.response(&id), None),
+            Ok(route) => {
+                let answer = match self.answer(&route, request, &id).await {
+                    Ok((response, permit)) => (response, Some(permit)),
+                    Err(refusal) => (refusal.response(&id), None),
+                };
+                route.target.answered(answer.0.status());
+                answer
+            }
         };
         if let Ok(id) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID.clone(), id);
@@ -88,8 +95,12 @@ impl Responder {
         response.map(|body| call.send(body, id, permit))
     }
 
-    async fn answer(&self, request: Request<Incoming>, id: &str) -> Result<Answer, Refusal> {
-        let route = self.route(&request)?;
+    async fn answer(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+        id: &str,
+    ) -> Result<Answer, Refusal> {
         let share = route.share(&self.requests);
         let permit = share.take(self.wait).await.ok_or(Refusal::Busy)?;
         let request = request.map(|body| Arriving::new(body, self.idle).boxed_unsync());

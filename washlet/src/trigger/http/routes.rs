@@ -289,6 +289,9 @@ mod tests {
         fn component(&self) -> &str {
             "nobody"
         }
+
+        fn answered(&self, _: http::StatusCode) {}
+
         async fn call(
             &self,
             _: http::Request<RequestBody>,
