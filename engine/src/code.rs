@@ -27,8 +27,8 @@ const TEMP: &str = "tmp-";
 /// Units: bytes.
 const KEY_BYTES: usize = 32;
 
-/// Bytes read at once for a tag.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes read at once for a tag: as many files may be read at once as workloads are started.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// What was done with compiled code since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

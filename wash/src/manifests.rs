@@ -320,9 +320,15 @@ fn files(dir: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
             files.insert(path);
         }
     }
-    while files.len() > FILES_MAX {
-        let left_out = files.pop_last();
-        tracing::warn!(?left_out, "there are more than {FILES_MAX} manifests");
+    let left_out = files.len().saturating_sub(FILES_MAX);
+    if left_out > 0 {
+        tracing::warn!(
+            left_out,
+            "there are more than {FILES_MAX} manifests; the last by name do not count"
+        );
+    }
+    for _ in 0..left_out {
+        files.pop_last();
     }
     Ok(files)
 }

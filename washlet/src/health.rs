@@ -94,8 +94,15 @@ pub struct Counts {
 
 impl Default for Health {
     fn default() -> Self {
+        Self::since(Instant::now())
+    }
+}
+
+impl Health {
+    /// Of a process that began at `began`.
+    fn since(began: Instant) -> Self {
         Self(Arc::new(Inner {
-            began: Instant::now(),
+            began,
             beat: AtomicU64::new(0),
             hears: AtomicBool::new(false),
             link: Mutex::new(None),
@@ -108,9 +115,7 @@ impl Default for Health {
             answered: Shards::new(shards::count(), |_| Default::default()),
         }))
     }
-}
 
-impl Health {
     /// Has the control plane show that it runs, until `control` stops.
     pub(crate) fn beat(&self, control: &Drain) {
         let (this, owner) = (self.clone(), control.clone());
@@ -227,5 +232,59 @@ pub(crate) struct Restoring(Health);
 impl Drop for Restoring {
     fn drop(&mut self) {
         self.0.0.restoring.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::runtime::Handle;
+
+    /// Of a control plane that has not shown that it runs for longer than it may.
+    fn silent() -> Option<Health> {
+        let long = BEAT_WITHIN + Duration::from_secs(1);
+        Instant::now().checked_sub(long).map(Health::since)
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_that_hangs_is_not_alive() {
+        // A machine that booted a moment ago has no such moment.
+        let Some(health) = silent() else { return };
+        assert!(!health.is_alive());
+        let control = Drain::new(Handle::current());
+        health.beat(&control);
+        // Its task runs as soon as this one lets it.
+        tokio::task::yield_now().await;
+        assert!(health.is_alive());
+        control.stop();
+    }
+
+    #[test]
+    fn one_that_has_stopped_on_purpose_is() {
+        let Some(health) = silent() else { return };
+        health.drains();
+        assert!(health.is_alive());
+    }
+
+    #[test]
+    fn everything_that_is_not_ready_is_named() {
+        let health = Health::default();
+        let reasons = |health: &Health| health.not_ready().join("; ");
+        assert_eq!(reasons(&health), "control plane: not connected to NATS");
+        health.watch(|| Link { up: true, made: 1 });
+        assert_eq!(
+            reasons(&health),
+            "control plane: commands are not heard yet"
+        );
+        health.hears(true);
+        let starting = [health.restoring(), health.restoring()];
+        assert_eq!(
+            reasons(&health),
+            "workloads: 2 of before the restart are starting"
+        );
+        drop(starting);
+        assert_eq!(reasons(&health), "");
+        health.drains();
+        assert_eq!(reasons(&health), "draining");
     }
 }

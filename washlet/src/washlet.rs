@@ -197,7 +197,6 @@ impl Washlet {
             interfaces,
         )?;
         let health = Health::default();
-        health.beat(&control);
         let artifacts = Artifacts::open(config.artifacts.clone(), &config.limits)?;
         let routes = Routes::default();
         let address = match &config.http {
@@ -244,7 +243,13 @@ impl Washlet {
                 .inspect(|admin| tracing::info!(address = %admin.address(), "serving the admin endpoint"))
                 .map_err(|source| Error::Admin { address, source })
         });
-        let admin = admin.transpose()?;
+        let admin = admin.transpose().inspect_err(|_| {
+            // What was begun by now ends, too.
+            for owner in [&listener, &running, &workloads, &guests, &control] {
+                owner.stop();
+            }
+        })?;
+        health.beat(&control);
         host.restore(entries);
         Ok(Self {
             config,
