@@ -8,8 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fleet::washlet::Fleet;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
 use crate::{
@@ -28,9 +29,14 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
     let mut row = Row::default();
     let fleet = Fleet::start().await?;
     let image = fleet.push("http-hello").await?;
+    // The load looks at the clock without a pause, so it has a processor of its own, and so have the servers;
+    // else the row shows who of them the kernel lets wait. What is started inherits where it may run.
+    let apart = Apart::new()?;
+    apart.servers()?;
     let host = fleet.host(&[]).await?;
-    let address = serve(&host, "fresh", &image, json!({})).await?;
     let hyper = Server::hyper().await?;
+    apart.load()?;
+    let address = serve(&host, "fresh", &image, json!({})).await?;
     let ours = Contender::new(FRESH, place(&host), &address, HELLO).await?;
     let peer = Contender::new(HYPER, hyper.place(), "hello.test", HELLO).await?;
     let turn = Turn::new(options.short);
@@ -46,6 +52,13 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         steady(side, interval, turn.time)
     })
     .await?;
+    if apart.is_alone() {
+        row.note(
+            "there is one processor for both, so the load takes its time from the servers"
+                .to_owned(),
+        );
+    }
+    apart.end()?;
     row.note(format!(
         "{:.0} requests per second, half of what the host answers at most, in both cases",
         saturated / 2.0
@@ -64,6 +77,47 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         });
     }
     Ok(row)
+}
+
+/// One processor for the load, another for what it is sent to.
+struct Apart {
+    before: CpuSet,
+    /// Those that this process may use.
+    processors: Vec<usize>,
+}
+
+impl Apart {
+    fn new() -> Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let processors = (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu));
+        Ok(Self {
+            before,
+            processors: processors.collect(),
+        })
+    }
+
+    fn is_alone(&self) -> bool {
+        self.processors.len() < 2
+    }
+
+    /// What this thread starts from now on.
+    fn servers(&self) -> Result<()> {
+        self.only(self.processors.last())
+    }
+
+    fn load(&self) -> Result<()> {
+        self.only(self.processors.first())
+    }
+
+    fn only(&self, processor: Option<&usize>) -> Result<()> {
+        let mut set = CpuSet::new();
+        set.set(*processor.context("no processor")?);
+        Ok(sched_setaffinity(None, &set)?)
+    }
+
+    fn end(&self) -> Result<()> {
+        Ok(sched_setaffinity(None, &self.before)?)
+    }
 }
 
 /// A connection, and when the request on it was due.

@@ -24,7 +24,7 @@ use crate::{
     load::{Connection, Times},
     proc,
     report::{Bound, Row, Table},
-    server::{serve, warm},
+    server::{Server, serve, warm},
 };
 
 /// What a host takes at once: so many requests are under way and so many wait at most.
@@ -89,8 +89,16 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
             excess: 4 * SATURATED / part,
         },
     ];
-    for load in loads {
+    let hyper = Server::hyper().await?;
+    let [hello, slow] = loads;
+    // Thousands of connections cost more than 32 by themselves, the load as well; the bare server shows how much.
+    let alone = bare(hyper.place().1, &hello, time).await?;
+    for load in [(hello, Some(alone)), (slow, None)] {
+        let (load, alone) = load;
         one(&host, &load, &gentle, time, &mut row).await?;
+        if let Some(alone) = alone {
+            row.push(alone);
+        }
     }
     let peak = proc::resident_peak(host.pid())?;
     let memory = Table::new("overload", "most memory of the host in MiB");
@@ -100,6 +108,16 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
 
 const BUSY: &str = "saturated";
 const EXCESS: &str = "four times that";
+
+/// What a bare server answers to both.
+async fn bare(port: u16, load: &Load, time: Duration) -> Result<Table> {
+    let mut rates = Table::new("overload", "good answers per second, raw hyper");
+    for (name, callers) in [(BUSY, load.saturating), (EXCESS, load.excess)] {
+        let seen = flood(port, load, callers, time).await?;
+        rates = rates.once(name, load::rate(seen.good, time));
+    }
+    Ok(rates.peer(BUSY))
+}
 
 /// The callers that saturate, then the excess.
 async fn one(

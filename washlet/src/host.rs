@@ -11,6 +11,7 @@ use engine::interface::Interfaces;
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use subjects::wire;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) messages: Arc<Semaphore>,
     /// Owns the tasks that call guests.
     pub(crate) guests: Drain,
+    /// Components of the workloads that run, so that a heartbeat need not look at each.
+    pub(crate) running: AtomicU64,
 }
 
 /// What a host is made of.
@@ -161,6 +164,7 @@ impl Host {
             limits: parts.limits,
             any_host: parts.any_host,
             guests: parts.guests,
+            running: AtomicU64::new(0),
         };
         Self(Arc::new(Inner {
             shared: Arc::new(shared),
@@ -518,18 +522,7 @@ impl Host {
     /// What this host says about itself.
     pub fn heartbeat(&self) -> wire::HostHeartbeat {
         let inner = &self.0;
-        let (workloads, components) = {
-            let table = self.table();
-            let running = table
-                .values()
-                .filter(|entry| *entry.state.borrow() == State::Running);
-            (
-                table.len() as u64,
-                running
-                    .map(|entry| entry.spec.components.len() as u64)
-                    .sum(),
-            )
-        };
+        let workloads = self.table().len() as u64;
         let sample = inner.node.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
@@ -546,7 +539,7 @@ impl Host {
             system_cpu_usage: sample.cpu_percent,
             system_memory_total: sample.memory_total,
             system_memory_free: sample.memory_free,
-            component_count: components,
+            component_count: inner.shared.running.load(Ordering::Relaxed),
             workload_count: workloads,
             imports: served(inner.shared.engine.interfaces()),
             exports: driven(),

@@ -8,7 +8,7 @@ use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -38,6 +38,23 @@ struct Attached {
     _pins: Vec<ArtifactPin>,
 }
 
+/// Components of a running workload, counted for as long as it lives.
+struct Running(Arc<Shared>, u64);
+
+impl Running {
+    fn new(shared: Arc<Shared>, components: usize) -> Self {
+        let components = components as u64;
+        shared.running.fetch_add(components, Ordering::Relaxed);
+        Self(shared, components)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
 /// The task's own view of its workload.
 pub(crate) struct Actor {
     pub(crate) shared: Arc<Shared>,
@@ -61,27 +78,30 @@ impl Actor {
             () = self.stop.cancelled() => {
                 // Some subscriptions may be in force already, and calls in flight.
                 self.state.send_replace(State::Stopping);
-                self.take_down(&messages, &in_flight).await;
+                Box::pin(self.take_down(&messages, &in_flight)).await;
                 self.state.send_replace(State::Gone);
                 return;
             }
-            attached = self.bring_up(&in_flight, &messages) => attached,
+            // Boxed, and gone once it is done: most workloads wait most of the time, and for each of them the
+            // task keeps what it ever needed.
+            attached = Box::pin(self.bring_up(&in_flight, &messages)) => attached,
         };
         let (id, workload) = (&self.spec.id, &self.spec.name);
         match attached {
             Ok(attached) => {
                 tracing::info!(%id, workload, "workload is running");
+                let running = Running::new(Arc::clone(&self.shared), self.spec.components.len());
                 self.state.send_replace(State::Running);
                 self.stop.cancelled().await;
                 self.state.send_replace(State::Stopping);
-                drop(attached);
-                self.take_down(&messages, &in_flight).await;
+                drop((running, attached));
+                Box::pin(self.take_down(&messages, &in_flight)).await;
                 tracing::info!(%id, workload, "workload stopped");
                 self.state.send_replace(State::Gone);
             }
             Err(cause) => {
                 tracing::warn!(%id, workload, cause, "workload failed to start");
-                self.take_down(&messages, &in_flight).await;
+                Box::pin(self.take_down(&messages, &in_flight)).await;
                 self.state.send_replace(State::Failed(cause));
             }
         }

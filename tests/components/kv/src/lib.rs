@@ -3,6 +3,7 @@
 //! | request | call |
 //! |---|---|
 //! | `GET /BUCKET/KEY` | `get`; 404 if absent |
+//! | `GET /BUCKET/KEY?times=N` | `get` so many times, the last one's answer; likewise `PUT` and `set` |
 //! | `GET /BUCKET/KEY?exists` | `exists`: `true` or `false` |
 //! | `PUT /BUCKET/KEY` | `set` to the body |
 //! | `DELETE /BUCKET/KEY` | `delete` |
@@ -69,13 +70,23 @@ fn one(
 ) -> Result<Answer, Error> {
     match request.method() {
         Method::Get if target.param("exists").is_some() => text(bucket.exists(key)?),
-        Method::Get => Ok(match bucket.get(key)? {
-            Some(value) => (200, value),
-            None => (404, b"absent\n".to_vec()),
-        }),
-        Method::Put => bucket
-            .set(key, &reply::body(request))
-            .map(|()| (204, Vec::new())),
+        Method::Get => {
+            let mut value = bucket.get(key)?;
+            for _ in 1..target.number("times", 1) {
+                value = bucket.get(key)?;
+            }
+            Ok(match value {
+                Some(value) => (200, value),
+                None => (404, b"absent\n".to_vec()),
+            })
+        }
+        Method::Put => {
+            let value = reply::body(request);
+            for _ in 0..target.number("times", 1) {
+                bucket.set(key, &value)?;
+            }
+            Ok((204, Vec::new()))
+        }
         Method::Delete => bucket.delete(key).map(|()| (204, Vec::new())),
         Method::Post => text(atomics::increment(
             bucket,
