@@ -128,6 +128,11 @@ pub enum Error {
     /// Not the name of a group.
     #[error("invalid queue group '{0}'")]
     InvalidGroup(String),
+    /// A subject that is not for components: [`may_send`].
+    #[error(
+        "subject '{0}' belongs to the fleet or to the broker itself, and is not for components"
+    )]
+    Reserved(String),
     /// The broker refused this host's credentials for the subject.
     #[error("access denied")]
     AccessDenied,
@@ -187,6 +192,31 @@ pub fn is_group(group: &str) -> bool {
         && !group.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
+/// Whether a component may send to `subject`: not what hosts, their operator and the server itself go by. Who
+/// may send commands to a host can run anything on it, and who may write to the server's own subjects has
+/// everybody's buckets.
+///
+/// Source: `runtime.host.>`, `runtime.operator.>`, `washlet.>`; NATS' `$JS`, `$KV`, `$O`, `$SYS`.
+pub fn may_send(subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    match (tokens.next().unwrap_or_default(), tokens.next()) {
+        (first, _) if first.starts_with('$') => false,
+        ("washlet", _) | ("runtime", Some("host" | "operator" | "*" | ">")) => false,
+        _ => true,
+    }
+}
+
+/// Whether a component may subscribe to `filter`: nothing that it might not send to, and no answers meant for
+/// others.
+///
+/// Shape: `>` and `*.a` are all subjects, or many, and so also those.
+pub fn may_hear(filter: &str) -> bool {
+    match filter.split_once('.') {
+        Some(("*", _)) => false,
+        _ => filter != ">" && !filter.starts_with("_INBOX") && may_send(filter),
+    }
+}
+
 /// Whether a message on `subject` belongs to a subscription to `filter`.
 pub fn matches(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
@@ -211,5 +241,41 @@ mod tests {
         assert!(is_subject(&longest) && is_filter(&longest) && is_group(&longest));
         let longer = longest + "a";
         assert!(!is_subject(&longer) && !is_filter(&longer) && !is_group(&longer));
+    }
+
+    #[test]
+    fn what_commands_hosts_is_not_for_components() {
+        let neither = [
+            "runtime.host.a.workload.start",
+            "runtime.operator.heartbeat.a",
+            "washlet.ping",
+            "$JS.API.STREAM.DELETE.KV_theirs",
+            "$KV.theirs.key",
+        ];
+        for subject in neither {
+            assert!(!may_send(subject) && !may_hear(subject), "{subject}");
+        }
+        for filter in [
+            ">",
+            "*.>",
+            "*.host.a.>",
+            "runtime.>",
+            "runtime.*.a",
+            "_INBOX.>",
+            "_INBOX_a.b",
+        ] {
+            assert!(!may_hear(filter), "{filter}");
+        }
+        assert!(may_send("_INBOX.x.1"), "an answer");
+        for subject in [
+            "orders.new",
+            "runtimes.host",
+            "runtime.errors",
+            "runtime",
+            "orders.>",
+            "*",
+        ] {
+            assert!(may_send(subject) && may_hear(subject), "{subject}");
+        }
     }
 }

@@ -343,6 +343,9 @@ macro_rules! nats_server {
             #[arg(id = concat!($prefix, "-tls-first"), long, env = concat!($env, "_TLS_FIRST"),
                 help = "Begin TLS before the server's greeting")]
             tls_first: bool,
+            #[arg(id = concat!($prefix, "-inbox-prefix"), long, env = concat!($env, "_INBOX_PREFIX"), value_name = "SUBJECT",
+                value_parser = inbox_prefix, help = "What subjects of answers to us begin with [default: _INBOX]")]
+            inbox_prefix: Option<String>,
         }
 
         impl $name {
@@ -350,7 +353,7 @@ macro_rules! nats_server {
             fn config(&self, auth: NatsAuth) -> NatsConfig {
                 let identity = self.tls_cert.clone().zip(self.tls_key.clone());
                 let tls = washlet::config::NatsTls { ca: self.tls_ca.clone(), identity, first: self.tls_first };
-                NatsConfig { url: self.url.clone(), tls, auth }
+                NatsConfig { url: self.url.clone(), tls, auth, inbox_prefix: self.inbox_prefix.clone() }
             }
         }
     };
@@ -373,6 +376,16 @@ impl ClientNats {
     /// The same as configuration.
     pub(crate) fn config(&self) -> Result<NatsConfig, Failure> {
         Ok(self.server.config(self.auth.auth()?))
+    }
+}
+
+/// Subjects that begin with it are for answers alone, so it begins as they do for everybody.
+fn inbox_prefix(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let tokens = text.split('.').all(|token| !token.is_empty());
+    match text.starts_with("_INBOX") && tokens && text.len() <= 128 && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("must be like _INBOX_edge-1: _INBOX, then letters, digits, '_', '-' and '.', at most 128".into()),
     }
 }
 

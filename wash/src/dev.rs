@@ -94,6 +94,7 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
             url: String::new(),
             tls: NatsTls::default(),
             auth: NatsAuth::None,
+            inbox_prefix: None,
         },
         heartbeat_interval: Duration::from_secs(15),
         http: Some(HttpConfig {

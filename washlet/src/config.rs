@@ -57,6 +57,8 @@ pub struct NatsConfig {
     pub tls: NatsTls,
     /// Who we say we are.
     pub auth: NatsAuth,
+    /// What subjects of answers to us begin with; `_INBOX` unless given.
+    pub inbox_prefix: Option<String>,
 }
 
 impl std::fmt::Debug for NatsConfig {

@@ -28,6 +28,7 @@ fn config(url: String, auth: NatsAuth) -> NatsConfig {
         url,
         tls: NatsTls::default(),
         auth,
+        inbox_prefix: None,
     }
 }
 

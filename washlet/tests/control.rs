@@ -115,6 +115,7 @@ fn config(server: &NatsServer) -> NatsConfig {
         url: server.url(),
         tls: NatsTls::default(),
         auth: NatsAuth::None,
+        inbox_prefix: None,
     }
 }
 

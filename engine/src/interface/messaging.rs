@@ -2,7 +2,7 @@
 //! `invoke/messaging.rs`.
 
 use async_trait::async_trait;
-use capabilities::messaging::{Error, Message, MessageBus};
+use capabilities::messaging::{Error, Message, MessageBus, may_send};
 use capabilities::report;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,11 @@ impl consumer::Host for View {
             reply_to: None,
         };
         let timeout = Duration::from_millis(timeout_ms.into());
-        Ok(match bus.request(message, timeout).await {
+        let reply = match allowed(&message) {
+            Ok(()) => bus.request(message, timeout).await,
+            Err(error) => Err(error),
+        };
+        Ok(match reply {
             Ok(reply) => Ok(reply.into()),
             Err(Error::Timeout(_)) => Err(format!("request timed out after {timeout_ms}ms")),
             Err(error) => Err(format!("failed to send request: {}", report(&error))),
@@ -124,8 +128,21 @@ impl consumer::Host for View {
         bus: Route,
         message: BrokerMessage,
     ) -> wasmtime::Result<Result<(), String>> {
-        let sent = bus.publish(message.into()).await;
+        let message = Message::from(message);
+        let sent = match allowed(&message) {
+            Ok(()) => bus.publish(message).await,
+            Err(error) => Err(error),
+        };
         Ok(sent.map_err(|error| format!("failed to publish: {}", report(&error))))
+    }
+}
+
+/// Neither the message nor an answer to it, which others send, may go where components have no business.
+fn allowed(message: &Message) -> Result<(), Error> {
+    let mut to = std::iter::once(&message.subject).chain(&message.reply_to);
+    match to.find(|subject| !may_send(subject)) {
+        Some(subject) => Err(Error::Reserved(subject.clone())),
+        None => Ok(()),
     }
 }
 

@@ -24,6 +24,7 @@ mod limits;
 mod manifests;
 mod messaging;
 mod named;
+mod permissions;
 mod postgres;
 mod profiles;
 mod secrets;

@@ -173,3 +173,41 @@ async fn post(host: &Washlet, path: &str, body: &str) -> Result<(u16, String)> {
     let reply = send(host.http_port(), HOST, Method::POST, path, body.to_owned()).await?;
     Ok((reply.status, reply.body))
 }
+
+/// A component cannot command hosts, nor write to what NATS itself goes by, whatever the host may do there.
+#[tokio::test]
+async fn a_component_has_no_way_to_the_fleets_own_subjects() -> Result<()> {
+    let (fleet, host) = one_host(&[]).await?;
+    let image = fleet.push("messenger").await?;
+    host.run_well(&listener("w", &image, &[]).http(HOST))
+        .await?;
+    let stop = format!("runtime.host.{}.workload.stop", host.id());
+    let body = r#"{"workloadId":"w"}"#;
+    let taken = [
+        format!("/publish?subject={stop}"),
+        format!("/publish?subject=tasks.a&reply-to={stop}"),
+        format!("/request?subject={stop}"),
+        "/request?subject=$JS.API.STREAM.NAMES".to_owned(),
+        "/publish?subject=$KV.theirs.key".to_owned(),
+    ];
+    for path in taken {
+        let reply = send(host.http_port(), HOST, Method::POST, &path, body).await?;
+        assert_eq!(reply.status, 502, "{path}: {}", reply.body);
+        assert!(
+            reply.body.contains("not for components"),
+            "{path}: {}",
+            reply.body
+        );
+    }
+    assert_eq!(host.status("w").await?.state, "RUNNING");
+    let refused = host
+        .run(&listener("all", &image, &[("subscriptions", "runtime.>")]))
+        .await?;
+    assert_eq!(refused.state, "ERROR");
+    assert!(
+        refused.message.contains("begin with a word of your own"),
+        "{}",
+        refused.message
+    );
+    Ok(())
+}

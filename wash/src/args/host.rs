@@ -14,7 +14,9 @@ use subjects::HostId;
 use washlet::config::{ArtifactConfig, HttpConfig, Limits, NatsAuth, NatsConfig, TlsConfig};
 
 use super::start::{Interface, InterfaceConfig};
-use super::{CommonAuth, duration, label, label_value, nats_auth, nats_server, nats_url, pair};
+use super::{
+    CommonAuth, duration, inbox_prefix, label, label_value, nats_auth, nats_server, nats_url, pair,
+};
 use crate::output::Failure;
 
 nats_auth!(

@@ -37,7 +37,7 @@ fn the_charts_command_line_is_accepted() {
     assert_eq!(args.identity.host_name.as_deref(), Some("10.42.0.17"));
     assert_eq!(args.identity.host_group, "default");
     assert_eq!(args.identity.environment, "prod");
-    let NatsConfig { url, tls, auth } = args.scheduler().unwrap();
+    let NatsConfig { url, tls, auth, .. } = args.scheduler().unwrap();
     assert_eq!(url, "nats://nats.default.svc:4222");
     assert_eq!(tls.ca.unwrap(), PathBuf::from("/runtime-cert/ca.crt"));
     assert_eq!(

@@ -521,6 +521,16 @@ fn subscriptions(
     {
         return refused(at("subscriptions"), format!("'{bad}' is not a subject"));
     }
+    let mut subjects = result.subjects.iter();
+    if let Some(bad) = subjects.find(|subject| !capabilities::messaging::may_hear(subject)) {
+        return refused(
+            at("subscriptions"),
+            format!(
+                "'{bad}' has messages of the fleet or of the broker itself (runtime.host, runtime.operator, washlet, \
+                 _INBOX, $..); begin with a word of your own"
+            ),
+        );
+    }
     result.group = match text("consumer_group") {
         Some("broadcast") => None,
         Some(group) if group.contains(|c: char| c.is_whitespace() || c == '*' || c == '>') => {
@@ -809,6 +819,8 @@ mod tests {
     fn subscriptions_are_checked() {
         for (config, path) in [
             (json!({"subscriptions": "a..b"}), "subscriptions"),
+            (json!({"subscriptions": "a, >"}), "subscriptions"),
+            (json!({"subscriptions": "runtime.host.>"}), "subscriptions"),
             (
                 json!({"subscriptions": "a", "consumer_group": "a b"}),
                 "consumer_group",

@@ -255,6 +255,9 @@ fn options(config: &NatsConfig, auth: NatsAuth, name: &str, servers: &str) -> Co
     if *first {
         options = options.tls_first();
     }
+    if let Some(prefix) = &config.inbox_prefix {
+        options = options.custom_inbox_prefix(prefix);
+    }
     let fresh = AtomicBool::new(true);
     let log = Arc::new(EventLog {
         servers: servers.to_owned(),
