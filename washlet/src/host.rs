@@ -3,6 +3,7 @@
 //! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
 //! to stop and where to read its state. The lock is never held across an `await`.
 
+mod leave;
 mod restore;
 
 use capabilities::plugin::Plugins;
@@ -11,9 +12,11 @@ use engine::interface::Interfaces;
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use subjects::control::CORDONED_LABEL;
 use subjects::wire;
 use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
@@ -31,6 +34,8 @@ use crate::trigger::http::Routes;
 use crate::workload::State;
 use crate::workload::actor::{Actor, InFlight, Resolved};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
+pub use leave::LeaveError;
+use leave::Leaving;
 use restore::Restored;
 
 /// How many workloads, in any state, a host holds.
@@ -68,6 +73,8 @@ pub struct Parts {
     pub any_host: bool,
     /// Where it says how it is.
     pub health: Health,
+    /// Where it keeps whether it is cordoned; `None`: nowhere.
+    pub state: Option<PathBuf>,
     /// What is to run after a restart; `None`: nothing.
     pub journal: Option<Arc<Journal>>,
     /// How long an operator may probe this host without asking for a workload of before the restart.
@@ -99,6 +106,11 @@ pub enum StartError {
     /// The host is on its way out.
     #[error("the host is draining and takes no new workloads")]
     Draining,
+    /// The host is to get no new workloads.
+    #[error(
+        "the host is cordoned and takes no new workloads: start it on another one, or `wash hosts uncordon` this one"
+    )]
+    Cordoned,
     /// The table is full.
     #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
     Full,
@@ -130,6 +142,7 @@ struct Inner {
     journal: Option<Arc<Journal>>,
     orphan_after: Duration,
     restored: Mutex<Restored>,
+    leaving: Leaving,
     started_at: OffsetDateTime,
     node: Node,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
@@ -178,6 +191,7 @@ impl Host {
             journal: parts.journal,
             orphan_after: parts.orphan_after,
             restored: Mutex::default(),
+            leaving: Leaving::new(parts.state),
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
             table: Mutex::default(),
@@ -211,6 +225,10 @@ impl Host {
         id: WorkloadId,
         workload: wire::Workload,
     ) -> Result<wire::WorkloadStatus, StartError> {
+        // What is here already is not new.
+        if self.is_cordoned() && !self.table().contains_key(&id) {
+            return Err(StartError::Cordoned);
+        }
         self.begin(id, workload, self.0.journal.is_some()).await
     }
 
@@ -526,6 +544,9 @@ impl Host {
         let sample = inner.node.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
+        if self.is_cordoned() {
+            labels.insert(CORDONED_LABEL.to_owned(), "true".to_owned());
+        }
         wire::HostHeartbeat {
             id: inner.identity.id.to_string(),
             hostname: inner.identity.hostname.clone(),

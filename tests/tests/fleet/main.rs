@@ -16,6 +16,7 @@ mod blobstore;
 mod code;
 mod config;
 mod control;
+mod drain;
 mod http;
 mod interfaces;
 mod journal;
