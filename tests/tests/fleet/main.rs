@@ -27,6 +27,7 @@ mod messaging;
 mod named;
 mod postgres;
 mod profiles;
+mod replace;
 mod secrets;
 
 /// The virtual host of most workloads here.
