@@ -1,6 +1,7 @@
 //! The subjects, and what a request on one of them asks.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -18,6 +19,12 @@ pub const EVENTS: &str = "washlet.event.>";
 pub const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
 /// A reply that is a failure says in this header, `true` or `false`, whether to try again.
 pub const RETRY_HEADER: &str = "Washlet-Retry";
+
+/// The label of a host that takes no new workloads: `true`.
+pub const CORDONED_LABEL: &str = "washlet.dev/cordoned";
+/// The annotation of a workload of several replicas that may be moved to another host, with how to choose it:
+/// `{"replicas":2,"selector":{"hostgroup":"edge"},"environment":""}`.
+pub const PLACEMENT_ANNOTATION: &str = "washlet.dev/placement";
 
 /// The largest request payload that is read.
 ///
@@ -87,6 +94,8 @@ pub enum Command {
     List,
     /// Describe a workload.
     Inspect,
+    /// Give away what a workload was started with, so that another host starts it.
+    Handover,
     /// Take no new workloads.
     Cordon,
     /// Take new workloads again.
@@ -101,13 +110,14 @@ pub enum Command {
 
 impl Command {
     /// All commands but [`Unknown`](Self::Unknown), in the order of their declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Heartbeat,
         Self::Start,
         Self::Status,
         Self::Stop,
         Self::List,
         Self::Inspect,
+        Self::Handover,
         Self::Cordon,
         Self::Uncordon,
         Self::Drain,
@@ -123,6 +133,7 @@ impl Command {
             Self::Stop => "workload.stop",
             Self::List => "workload.list",
             Self::Inspect => "workload.inspect",
+            Self::Handover => "workload.handover",
             Self::Cordon => "host.cordon",
             Self::Uncordon => "host.uncordon",
             Self::Drain => "host.drain",
@@ -181,6 +192,19 @@ pub enum Request {
     List,
     /// Describe a workload.
     Inspect(WorkloadId),
+    /// Give away what a workload was started with.
+    Handover(WorkloadId),
+    /// Take no new workloads.
+    Cordon,
+    /// Take new workloads again.
+    Uncordon,
+    /// Leave the fleet in good order.
+    Drain {
+        /// How long it may take; `None`: as long as the host usually takes.
+        deadline: Option<Duration>,
+        /// Workloads that run elsewhere by now: a restart does not start them again.
+        moved: Vec<WorkloadId>,
+    },
 }
 
 impl Request {
@@ -227,9 +251,25 @@ impl Request {
                 let request = wire::WorkloadInspectRequest::decode(payload)?;
                 Self::Inspect(WorkloadId::new(request.workload_id)?)
             }
-            Command::Cordon | Command::Uncordon | Command::Drain | Command::Unknown(_) => {
-                return Err(Reason::UnknownCommand);
+            Command::Handover => {
+                let request = wire::WorkloadHandoverRequest::decode(payload)?;
+                Self::Handover(WorkloadId::new(request.workload_id)?)
             }
+            Command::Cordon => Self::Cordon,
+            Command::Uncordon => Self::Uncordon,
+            Command::Drain => {
+                let request = match payload {
+                    [] => wire::HostDrainRequest::default(),
+                    payload => wire::HostDrainRequest::decode(payload)?,
+                };
+                let deadline = request.deadline_seconds;
+                let moved = request.moved.into_iter().map(WorkloadId::new);
+                Self::Drain {
+                    deadline: (deadline > 0).then(|| Duration::from_secs(deadline)),
+                    moved: moved.collect::<Result<_, _>>()?,
+                }
+            }
+            Command::Unknown(_) => return Err(Reason::UnknownCommand),
         })
     }
 }
@@ -251,7 +291,7 @@ pub struct DecodeError {
 #[derive(thiserror::Error, Debug)]
 #[non_exhaustive]
 pub enum Reason {
-    /// This host does not know or not yet serve the command.
+    /// This host does not know the command.
     #[error("unknown command")]
     UnknownCommand,
     /// The payload is above [`PAYLOAD_BYTES_MAX`].

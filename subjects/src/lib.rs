@@ -9,7 +9,9 @@
 //! | `runtime.host.<host>.workload.stop` | → host | request | [`WorkloadStopRequest`](wire::WorkloadStopRequest) → [`WorkloadStopResponse`](wire::WorkloadStopResponse) |
 //! | `runtime.host.<host>.workload.list` | → host | request | empty → [`WorkloadList`](wire::WorkloadList) |
 //! | `runtime.host.<host>.workload.inspect` | → host | request | [`WorkloadInspectRequest`](wire::WorkloadInspectRequest) → [`WorkloadInspect`](wire::WorkloadInspect) |
-//! | `runtime.host.<host>.host.{cordon,uncordon,drain}` | → host | request | reserved, empty; not served yet |
+//! | `runtime.host.<host>.workload.handover` | → host | request | [`WorkloadHandoverRequest`](wire::WorkloadHandoverRequest) → [`WorkloadHandover`](wire::WorkloadHandover) |
+//! | `runtime.host.<host>.host.{cordon,uncordon}` | → host | request | empty → [`HostState`](wire::HostState) |
+//! | `runtime.host.<host>.host.drain` | → host | request | [`HostDrainRequest`](wire::HostDrainRequest) or empty → [`HostState`](wire::HostState) |
 //! | `washlet.ping` | → all hosts | scatter request | empty → [`HostHeartbeat`](wire::HostHeartbeat) from each |
 //! | `washlet.event.<host>.{started,goodbye}` | host → all | publish | [`HostEvent`](wire::HostEvent) |
 //! | `washlet.event.<host>.{draining,pressure,workload}` | host → all | publish | reserved; not published yet |

@@ -15,7 +15,8 @@ mod ours;
 
 use json::{enumeration, message, payload};
 pub use ours::{
-    ComponentSummary, HostEvent, WorkloadInspect, WorkloadInspectRequest, WorkloadList,
+    ComponentSummary, HostDrainRequest, HostEvent, HostState, WorkloadHandover,
+    WorkloadHandoverRequest, WorkloadInspect, WorkloadInspectRequest, WorkloadList,
     WorkloadSummary,
 };
 

@@ -104,7 +104,8 @@ fn messages() {
         WorkloadStatusRequest WorkloadStatusResponse
         WorkloadStopRequest WorkloadStopResponse
         WorkloadInspectRequest WorkloadInspect WorkloadList
-        HostEvent
+        WorkloadHandoverRequest WorkloadHandover
+        HostEvent HostDrainRequest HostState
     }
 }
 

@@ -165,19 +165,31 @@ fn a_broken_payload_still_tells_its_workload() {
 
 #[test]
 fn commands_of_other_versions_are_refused_by_name() {
-    for command in [
-        Command::Cordon,
-        Command::Uncordon,
-        Command::Drain,
-        Command::Unknown("x\ny".into()),
-    ] {
-        let error = Request::decode(&command, br#"{"workloadId":"7c1a"}"#).unwrap_err();
-        let text = format!(
-            "request '{}' cannot be served",
-            command.name().escape_debug()
-        );
-        assert_eq!(error.to_string(), text);
-        assert_eq!(error.reason.to_string(), "unknown command");
-        assert_eq!(error.workload_id, WorkloadId::new("7c1a").ok());
+    let command = Command::Unknown("x\ny".into());
+    let error = Request::decode(&command, br#"{"workloadId":"7c1a"}"#).unwrap_err();
+    assert_eq!(error.to_string(), r"request 'x\ny' cannot be served");
+    assert_eq!(error.reason.to_string(), "unknown command");
+    assert_eq!(error.workload_id, WorkloadId::new("7c1a").ok());
+}
+
+#[test]
+fn a_drain_may_say_nothing() {
+    let drain = |payload| Request::decode(&Command::Drain, payload);
+    let expected = |deadline, moved: &[&str]| Request::Drain {
+        deadline,
+        moved: moved
+            .iter()
+            .map(|id| WorkloadId::new(*id).unwrap())
+            .collect(),
+    };
+    assert_eq!(drain(b"").unwrap(), expected(None, &[]));
+    assert_eq!(drain(b"{}").unwrap(), expected(None, &[]));
+    let deadline = Some(std::time::Duration::from_secs(7));
+    assert_eq!(
+        drain(br#"{"deadlineSeconds":7,"moved":["7c1a"]}"#).unwrap(),
+        expected(deadline, &["7c1a"])
+    );
+    for bad in [&br#"{"deadlineSeconds":-1}"#[..], br#"{"moved":[""]}"#] {
+        assert!(drain(bad).is_err());
     }
 }

@@ -286,6 +286,11 @@ impl Washlet {
         self.process.signal(Signal::TERM);
     }
 
+    /// Asks it to end as a terminal does (SIGINT).
+    pub fn interrupt(&mut self) {
+        self.process.signal(Signal::INT);
+    }
+
     /// Waits until it has ended, and says how.
     ///
     /// # Errors

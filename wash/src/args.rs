@@ -110,8 +110,8 @@ pub(crate) enum Command {
     Host(Box<HostArgs>),
     /// Run one component here, again whenever its file changes
     Dev(Box<DevArgs>),
-    /// List the hosts of a fleet
-    Hosts(HostsArgs),
+    /// List the hosts of a fleet, cordon and drain them
+    Hosts(Box<HostsArgs>),
     /// Start, stop and list workloads
     #[command(subcommand)]
     Workload(WorkloadCommand),
@@ -159,10 +159,65 @@ pub(crate) enum OciCommand {
 /// `wash hosts`.
 #[derive(Args)]
 #[command(
-    after_long_help = "Examples:\n  wash hosts\n  wash hosts --nats-url nats://nats:4222 -o json"
+    args_conflicts_with_subcommands = true,
+    after_long_help = "Examples:\n  wash hosts\n  wash hosts --nats-url nats://nats:4222 -o json\n  wash hosts drain 0d1c2f7e-7a5b-4c37-9a25-6f0e9a1b2c3d"
 )]
 pub(crate) struct HostsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<HostsCommand>,
     /// How long to listen for hosts
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) wait: Duration,
+    #[command(flatten)]
+    pub(crate) nats: ClientNats,
+}
+
+/// `wash hosts ..`.
+#[derive(Subcommand)]
+pub(crate) enum HostsCommand {
+    /// Have a host take no new workloads, also after a restart
+    ///
+    /// What runs on it goes on. `wash workload start` and `wash hosts drain` leave it out.
+    Cordon(OneHostArgs),
+    /// Have a host take new workloads again
+    Uncordon(OneHostArgs),
+    /// Have a host leave the fleet in good order
+    ///
+    /// The host is cordoned. What was started with `wash workload start` and more than one replica
+    /// is started on other hosts; then the host says goodbye, finishes its calls and ends, as on
+    /// SIGTERM. Started again, it runs the rest of what it ran, and is cordoned still.
+    Drain(DrainArgs),
+}
+
+/// `wash hosts cordon` and `uncordon`.
+#[derive(Args)]
+pub(crate) struct OneHostArgs {
+    /// Id of the host
+    #[arg(value_name = "ID")]
+    pub(crate) id: HostId,
+    #[command(flatten)]
+    pub(crate) nats: ClientNats,
+}
+
+/// `wash hosts drain`.
+#[derive(Args)]
+#[command(
+    after_long_help = "Example:\n  wash hosts drain 0d1c2f7e-7a5b-4c37-9a25-6f0e9a1b2c3d --deadline 20s"
+)]
+pub(crate) struct DrainArgs {
+    /// Id of the host
+    #[arg(value_name = "ID")]
+    pub(crate) id: HostId,
+    /// How long the host may take to leave [default: its --grace, which is also the most]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// Have it leave also when workloads could not be placed on other hosts
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long to wait for a workload to run on another host
+    #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// How long to look for other hosts
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub(crate) wait: Duration,
     #[command(flatten)]

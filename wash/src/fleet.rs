@@ -6,11 +6,12 @@ use std::time::Duration;
 use async_nats::{Client, Message, RequestErrorKind, StatusCode};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
-use subjects::control::{Command, ERROR_CODE_HEADER, HEARTBEATS, PING};
+use subjects::control::{Command, ERROR_CODE_HEADER, Event, HEARTBEATS, PING};
 use subjects::wire::{
-    HostHeartbeat, WorkloadList, WorkloadStartRequest, WorkloadStartResponse, WorkloadStatus,
-    WorkloadStatusRequest, WorkloadStatusResponse, WorkloadStopRequest, WorkloadStopResponse,
-    WorkloadSummary,
+    HostDrainRequest, HostHeartbeat, HostState, WorkloadHandover, WorkloadHandoverRequest,
+    WorkloadInspect, WorkloadInspectRequest, WorkloadList, WorkloadStartRequest,
+    WorkloadStartResponse, WorkloadStatus, WorkloadStatusRequest, WorkloadStatusResponse,
+    WorkloadStopRequest, WorkloadStopResponse, WorkloadSummary,
 };
 use subjects::{HostId, WorkloadId};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -187,6 +188,69 @@ impl Fleet {
         Ok(reply.workloads)
     }
 
+    /// One workload of `host`.
+    pub(crate) async fn inspect(
+        &self,
+        host: &HostId,
+        id: &WorkloadId,
+    ) -> Result<WorkloadInspect, Failure> {
+        let payload = WorkloadInspectRequest {
+            workload_id: id.to_string(),
+        }
+        .encode();
+        self.ask(host, Command::Inspect, payload, REPLY).await
+    }
+
+    /// Has `host` take no new workloads, or take them again.
+    pub(crate) async fn cordon(&self, host: &HostId, cordoned: bool) -> Result<HostState, Failure> {
+        let command = match cordoned {
+            true => Command::Cordon,
+            false => Command::Uncordon,
+        };
+        self.ask(host, command, Vec::new(), REPLY).await
+    }
+
+    /// What a workload of `host` was started with, to start it elsewhere.
+    pub(crate) async fn handover(
+        &self,
+        host: &HostId,
+        id: &WorkloadId,
+    ) -> Result<WorkloadStartRequest, Failure> {
+        let payload = WorkloadHandoverRequest {
+            workload_id: id.to_string(),
+        }
+        .encode();
+        let reply: WorkloadHandover = self.ask(host, Command::Handover, payload, REPLY).await?;
+        reply.start.ok_or_else(|| {
+            let text = format!("host '{host}' handed nothing over");
+            Failure::new(Exit::Failed, text)
+        })
+    }
+
+    /// Has `host` leave within `deadline_seconds` (0: as long as it takes) and forget what was `moved`; with
+    /// whether its goodbye was heard.
+    pub(crate) async fn drain(
+        &self,
+        host: &HostId,
+        deadline_seconds: u64,
+        moved: Vec<String>,
+    ) -> Result<(HostState, bool), Failure> {
+        let failed = |error: &dyn std::error::Error| {
+            let text = format!("failed to listen for host '{host}': {error}");
+            Failure::new(Exit::Unreachable, text)
+        };
+        let goodbye = self.client.subscribe(Event::Goodbye.subject(host)).await;
+        let mut goodbye = goodbye.map_err(|error| failed(&error))?;
+        let payload = HostDrainRequest {
+            deadline_seconds,
+            moved,
+        }
+        .encode();
+        let state = self.ask(host, Command::Drain, payload, REPLY * 2).await?;
+        let heard = timeout(REPLY, goodbye.next()).await;
+        Ok((state, matches!(heard, Ok(Some(_)))))
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         host: &HostId,
@@ -238,11 +302,15 @@ pub(crate) fn nobody(wait: Duration) -> Failure {
 /// Why the host did not do what was asked; `None` when the reply is an answer.
 ///
 /// Shape: a refusal reads as any command's message, because unknown fields are ignored, so the header decides.
-/// Below 500 it speaks of the workload, which the status in the reply tells too; a list has no status.
+/// Below 500 it speaks of the workload, which the reply to some commands tells too.
 fn refusal(command: &Command, message: &Message) -> Option<String> {
     let code = message.headers.as_ref()?.get(ERROR_CODE_HEADER)?.as_str();
     let server_side = || code.parse::<u16>().is_ok_and(|code| code >= 500);
-    if *command != Command::List && !server_side() {
+    let tells = matches!(
+        command,
+        Command::Start | Command::Status | Command::Stop | Command::Inspect
+    );
+    if tells && !server_side() {
         return None;
     }
     let reply = serde_json::from_slice::<WorkloadStatusResponse>(&message.payload).ok();

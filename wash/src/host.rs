@@ -130,12 +130,13 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             let name = format!("washlet-{id}");
             let connected = tokio::select! {
                 connected = nats::connect(&scheduler, &name, &waiting) => connected,
-                () = told_to_stop(&mut signals) => Ok(None),
+                () = told_to_stop(&mut signals, washlet.host()) => Ok(None),
             };
             waiting.stop();
             match connected {
                 Ok(Some(client)) => {
-                    let run = washlet.run(client, ready, told_to_stop(&mut signals));
+                    let host = washlet.host().clone();
+                    let run = washlet.run(client, ready, told_to_stop(&mut signals, &host));
                     run.await.map_err(|error| failure(&error))
                 }
                 Ok(None) => {
@@ -181,9 +182,12 @@ fn failure(error: &washlet::Error) -> Failure {
     Failure::new(exit, capabilities::report(error))
 }
 
-/// Completes at the first signal, of which systemd is told.
-async fn told_to_stop(signals: &mut Signals) {
-    signals.recv().await;
+/// Completes at the first signal, or when the fleet asks this host to leave; systemd is told.
+async fn told_to_stop(signals: &mut Signals, host: &washlet::host::Host) {
+    tokio::select! {
+        () = signals.recv() => {}
+        () = host.told_to_leave() => {}
+    }
     supervisor::stopping();
 }
 

@@ -1,14 +1,36 @@
-//! `wash hosts`.
+//! `wash hosts`: list, cordon, uncordon, drain.
 
 use serde_json::json;
+use subjects::control::CORDONED_LABEL;
 use subjects::wire::HostHeartbeat;
 
-use crate::args::HostsArgs;
+use crate::args::{HostsArgs, HostsCommand, OneHostArgs};
 use crate::fleet::{Fleet, Look};
-use crate::output::{Failure, Report, table};
+use crate::output::{Failure, Report, printable, table};
+use crate::workload;
+
+/// Lists hosts, or tells one what to do.
+pub(crate) async fn run(args: &HostsArgs) -> Result<Report, Failure> {
+    match &args.command {
+        None => list(args).await,
+        Some(HostsCommand::Cordon(host)) => cordon(host, true).await,
+        Some(HostsCommand::Uncordon(host)) => cordon(host, false).await,
+        Some(HostsCommand::Drain(args)) => workload::drain(args).await,
+    }
+}
+
+async fn cordon(args: &OneHostArgs, cordoned: bool) -> Result<Report, Failure> {
+    let fleet = Fleet::connect(&args.nats).await?;
+    let state = fleet.cordon(&args.id, cordoned).await?;
+    Ok(Report {
+        message: format!("host '{}': {}", args.id, printable(&state.message)),
+        data: json!(state),
+        ..Report::default()
+    })
+}
 
 /// Lists the hosts that answer.
-pub(crate) async fn run(args: &HostsArgs) -> Result<Report, Failure> {
+async fn list(args: &HostsArgs) -> Result<Report, Failure> {
     let hosts = Fleet::connect(&args.nats)
         .await?
         .hosts(Look::Full(args.wait))
@@ -27,6 +49,7 @@ pub(crate) async fn run(args: &HostsArgs) -> Result<Report, Failure> {
     let headings = [
         "ID",
         "NAME",
+        "STATE",
         "GROUP",
         "HTTP",
         "WORKLOADS",
@@ -42,16 +65,21 @@ pub(crate) async fn run(args: &HostsArgs) -> Result<Report, Failure> {
     })
 }
 
-fn row(host: &HostHeartbeat) -> [String; 9] {
+fn row(host: &HostHeartbeat) -> [String; 10] {
     let http = match host.http_port {
         0 => String::new(),
         port if host.hostname.contains(':') => format!("[{}]:{port}", host.hostname),
         port => format!("{}:{port}", host.hostname),
     };
+    let state = match host.labels.get(CORDONED_LABEL).map(String::as_str) {
+        Some("true") => "cordoned",
+        _ => "ready",
+    };
     let group = host.labels.get("hostgroup").cloned().unwrap_or_default();
     [
         host.id.clone(),
         host.friendly_name.clone(),
+        state.to_owned(),
         group,
         http,
         host.workload_count.to_string(),

@@ -16,9 +16,11 @@ use crate::fleet::{ASKED_AT_ONCE, Fleet, Look, nobody};
 use crate::manifest::{self, Plan};
 use crate::output::{Exit, Failure, Report, table};
 
+mod drain;
 mod flags;
 mod place;
 
+pub(crate) use drain::drain;
 pub(crate) use flags::interfaces;
 
 /// How long to look for hosts before placing.
@@ -46,6 +48,7 @@ pub(crate) async fn start(args: &StartArgs) -> Result<Report, Failure> {
     for plan in &mut plans {
         flags::overrule(plan, args)?;
     }
+    drain::annotate(&mut plans)?;
     let copies: usize = plans.iter().map(|plan| usize::from(plan.replicas)).sum();
     if args.placement.id.is_some() && copies != 1 {
         return Err(Failure::usage(format!(

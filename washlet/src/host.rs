@@ -3,17 +3,22 @@
 //! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
 //! to stop and where to read its state. The lock is never held across an `await`.
 
+mod leave;
+mod replace;
 mod restore;
 
 use capabilities::plugin::Plugins;
 use engine::Engine;
 use engine::interface::Interfaces;
 use futures::FutureExt;
+use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use subjects::control::CORDONED_LABEL;
 use subjects::wire;
 use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
@@ -31,6 +36,10 @@ use crate::trigger::http::Routes;
 use crate::workload::State;
 use crate::workload::actor::{Actor, InFlight, Resolved};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
+pub use leave::LeaveError;
+use leave::Leaving;
+pub(crate) use replace::Turn;
+use replace::{ended, wait_ended};
 use restore::Restored;
 
 /// How many workloads, in any state, a host holds.
@@ -68,6 +77,8 @@ pub struct Parts {
     pub any_host: bool,
     /// Where it says how it is.
     pub health: Health,
+    /// Where it keeps whether it is cordoned; `None`: nowhere.
+    pub state: Option<PathBuf>,
     /// What is to run after a restart; `None`: nothing.
     pub journal: Option<Arc<Journal>>,
     /// How long an operator may probe this host without asking for a workload of before the restart.
@@ -91,7 +102,7 @@ pub enum StartError {
     /// The request asks for what this host cannot do.
     #[error(transparent)]
     Spec(#[from] spec::Error),
-    /// Another workload lives under the id. Source: the reference's words, which clients look for.
+    /// What lives under the id is on its way out, or just being replaced. Source: the reference's words.
     #[error(
         "Workload ID [{0}] already exists (the existing workload must be stopped to reuse the ID)"
     )]
@@ -99,6 +110,11 @@ pub enum StartError {
     /// The host is on its way out.
     #[error("the host is draining and takes no new workloads")]
     Draining,
+    /// The host is to get no new workloads.
+    #[error(
+        "the host is cordoned and takes no new workloads: start it on another one, or `wash hosts uncordon` this one"
+    )]
+    Cordoned,
     /// The table is full.
     #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
     Full,
@@ -130,6 +146,7 @@ struct Inner {
     journal: Option<Arc<Journal>>,
     orphan_after: Duration,
     restored: Mutex<Restored>,
+    leaving: Leaving,
     started_at: OffsetDateTime,
     node: Node,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
@@ -145,6 +162,21 @@ struct Entry {
     resolved: watch::Receiver<Vec<Resolved>>,
     in_flight: InFlight,
     started_at: OffsetDateTime,
+    /// New content that comes up to replace this, or could not.
+    next: Option<Box<Entry>>,
+    /// Of what this has replaced, which may still be finishing.
+    before: Option<watch::Receiver<State>>,
+    /// It is being put in the place of what it replaces.
+    committing: bool,
+}
+
+/// What a start has come to.
+struct Registered {
+    state: watch::Receiver<State>,
+    /// By this very start.
+    mine: bool,
+    /// Something else runs under the id, and goes on until this runs.
+    replaces: bool,
 }
 
 /// What a running workload is busy with, for those who count.
@@ -178,6 +210,7 @@ impl Host {
             journal: parts.journal,
             orphan_after: parts.orphan_after,
             restored: Mutex::default(),
+            leaving: Leaving::new(parts.state),
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
             table: Mutex::default(),
@@ -201,7 +234,7 @@ impl Host {
     /// Registers a workload and waits until it runs or has failed.
     ///
     /// Shape: what runs already under this id with the same content is not disturbed; a failed one is tried
-    /// again. A start that takes longer than `start_reply` is answered STARTING and goes on.
+    /// again; other content replaces what runs once it runs itself. A start that takes longer than `start_reply` is answered STARTING and goes on.
     /// Source: `runtime.host.<id>.workload.start`.
     ///
     /// # Errors
@@ -211,6 +244,10 @@ impl Host {
         id: WorkloadId,
         workload: wire::Workload,
     ) -> Result<wire::WorkloadStatus, StartError> {
+        // What is here already is not new.
+        if self.is_cordoned() && !self.table().contains_key(&id) {
+            return Err(StartError::Cordoned);
+        }
         self.begin(id, workload, self.0.journal.is_some()).await
     }
 
@@ -234,7 +271,9 @@ impl Host {
     ) -> Result<wire::WorkloadStatus, StartError> {
         // Commands for one id act in the order they came: what is being stopped has to be gone first.
         if let Some((mut state, stopped_again)) = self.stopping(&id) {
-            let ended = state.wait_for(|state| matches!(state, State::Gone | State::Failed(_)));
+            let stopping = *state.borrow() != State::Starting;
+            let ended =
+                state.wait_for(|state| ended(state) || (!stopping && *state == State::Running));
             tokio::select! {
                 biased;
                 () = stopped_again.cancelled() => {
@@ -252,10 +291,17 @@ impl Host {
             };
             request.encode()
         });
-        let (mut state, mine) = self.register(&id, workload, request)?;
-        // Before anything is said, also of a start that another one began, so that what was said survives;
-        // the start goes on meanwhile.
-        if journaled && let Err(error) = self.keep(&id).await {
+        let Registered {
+            mut state,
+            mine,
+            replaces,
+        } = self.register(&id, workload, request)?;
+        // Before anything is said, also of a start that another one began, so that what was said survives; the
+        // start goes on meanwhile. What replaces another sees to it itself, once it runs.
+        if journaled
+            && !replaces
+            && let Err(error) = self.keep(&id).await
+        {
             if mine {
                 self.take_back(&id, &state);
             }
@@ -276,6 +322,15 @@ impl Host {
         };
         let message = match &state {
             State::Running if mine => "Workload started successfully".to_owned(),
+            State::Failed(cause) if replaces => {
+                format!("the new content could not be started, what ran before goes on: {cause}")
+            }
+            State::Starting if replaces => {
+                format!(
+                    "{}: until it runs, what ran before goes on, also after a restart",
+                    State::Starting
+                )
+            }
             State::Failed(cause) => cause.clone(),
             State::Stopping | State::Gone => "Workload was stopped while starting".to_owned(),
             state => state.to_string(),
@@ -290,34 +345,64 @@ impl Host {
     /// The state of a workload on its way out, and what a further stop cancels.
     fn stopping(&self, id: &WorkloadId) -> Option<(watch::Receiver<State>, CancellationToken)> {
         let table = self.table();
-        let entry = table.get(id).filter(|entry| entry.stop.is_cancelled())?;
-        Some((entry.state.clone(), entry.waiting.clone()))
+        let entry = table.get(id)?;
+        if entry.stop.is_cancelled() {
+            return Some((entry.state.clone(), entry.waiting.clone()));
+        }
+        // One that is being put in its place is there in a moment.
+        let next = entry.coming().filter(|next| next.committing)?;
+        Some((next.state.clone(), entry.waiting.clone()))
     }
 
-    /// Puts a workload into the table and gives it a task, and notes `request` for the journal. `true` when
-    /// this call did.
+    /// Puts a workload into the table and gives it a task, and notes `request` for the journal.
     fn register(
         &self,
         id: &WorkloadId,
         workload: wire::Workload,
         request: Option<Vec<u8>>,
-    ) -> Result<(watch::Receiver<State>, bool), StartError> {
-        let spec = self.spec(id, workload);
+    ) -> Result<Registered, StartError> {
+        let spec = self.spec(id, workload)?;
         let table = self.table();
-        if let Some(entry) = table.get(id)
-            && !matches!(*entry.state.borrow(), State::Failed(_) | State::Gone)
-        {
-            return match spec {
-                Ok(spec) if spec.content == entry.spec.content => Ok((entry.state.clone(), false)),
-                _ => Err(StartError::Exists(id.clone())),
-            };
-        }
-        let state = self.insert(table, spec?, false, || {
-            if let (Some(journal), Some(request)) = (&self.0.journal, request) {
-                journal.want(id, Some(request));
+        let Some(entry) = table
+            .get(id)
+            .filter(|entry| entry.is_coming() || entry.coming().is_some())
+        else {
+            let state = self.insert(table, spec, false, || {
+                if let (Some(journal), Some(request)) = (&self.0.journal, request) {
+                    journal.want(id, Some(request));
+                }
+            })?;
+            return Ok(Registered {
+                state,
+                mine: true,
+                replaces: false,
+            });
+        };
+        let next = entry.coming();
+        if spec.content == entry.spec.content && entry.is_coming() {
+            // It is to stay: what was to replace it is not.
+            if let Some(next) = next {
+                next.stop.cancel();
             }
-        });
-        Ok((state?, true))
+            return Ok(Registered {
+                state: entry.state.clone(),
+                mine: false,
+                replaces: false,
+            });
+        }
+        if let Some(next) = next.filter(|next| next.spec.content == spec.content) {
+            return Ok(Registered {
+                state: next.state.clone(),
+                mine: false,
+                replaces: true,
+            });
+        }
+        let state = self.replace(table, spec, request)?;
+        Ok(Registered {
+            state,
+            mine: true,
+            replaces: true,
+        })
     }
 
     fn spec(
@@ -352,6 +437,23 @@ impl Host {
         if table.len() >= WORKLOADS_MAX {
             return Err(StartError::Full);
         }
+        let entry = self.launch(spec, cached_first, |_| None);
+        let state = entry.state.clone();
+        table.insert(entry.spec.id.clone(), entry);
+        note();
+        Ok(state)
+    }
+
+    /// Gives a workload a task, which waits for its `turn`, if it has one, before it is said to run.
+    ///
+    /// Shape: the task looks at the table only when the caller has let go of it.
+    fn launch(
+        &self,
+        spec: Arc<WorkloadSpec>,
+        cached_first: bool,
+        turn: impl FnOnce(watch::Receiver<State>) -> Option<Turn>,
+    ) -> Entry {
+        let inner = &self.0;
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
         let (resolved_sender, resolved) = watch::channel(Vec::new());
@@ -360,31 +462,30 @@ impl Host {
             shared: Arc::clone(&inner.shared),
             spec: Arc::clone(&spec),
             cached_first,
+            turn: turn(state.clone()),
             in_flight: in_flight.clone(),
             stop: stop.clone(),
             state: state_sender,
             resolved: resolved_sender,
         };
-        let id = spec.id.clone();
-        let entry = Entry {
-            spec,
-            stop,
-            waiting: CancellationToken::new(),
-            state: state.clone(),
-            resolved,
-            in_flight,
-            started_at: OffsetDateTime::now_utc(),
-        };
-        table.insert(id.clone(), entry);
-        note();
-        drop(table);
-        let host = self.clone();
+        let (host, id, own) = (self.clone(), spec.id.clone(), state.clone());
         inner.control.spawn("workload", async move {
             // A panic is a failed workload, not a lost id.
             let run = AssertUnwindSafe(actor.run()).catch_unwind().await;
-            host.forget(&id, run.is_err());
+            host.forget(&id, &own, run.is_err());
         });
-        Ok(state)
+        Entry {
+            spec,
+            stop,
+            waiting: CancellationToken::new(),
+            state,
+            resolved,
+            in_flight,
+            started_at: OffsetDateTime::now_utc(),
+            next: None,
+            before: None,
+            committing: false,
+        }
     }
 
     /// Stops what was registered with `state`, as if it had never been asked for.
@@ -397,7 +498,7 @@ impl Host {
             // Somebody else decides by now.
             return;
         };
-        entry.stop.cancel();
+        entry.cancel();
         if let Some(journal) = &self.0.journal {
             journal.give_up(id);
         }
@@ -407,9 +508,11 @@ impl Host {
     }
 
     /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
-    fn forget(&self, id: &WorkloadId, panicked: bool) {
+    fn forget(&self, id: &WorkloadId, own: &watch::Receiver<State>, panicked: bool) {
         let mut table = self.table();
-        let Some(entry) = table.get(id) else { return };
+        // What was replaced is not there any more.
+        let entry = table.get(id).filter(|entry| entry.state.same_channel(own));
+        let Some(entry) = entry else { return };
         let ended = match &*entry.state.borrow() {
             State::Gone => true,
             State::Failed(_) => entry.stop.is_cancelled(),
@@ -430,13 +533,14 @@ impl Host {
             let noted = self.unwant(id);
             let reached = table.get_mut(id).map(|entry| {
                 let was = entry.state.borrow().clone();
+                let all: Vec<_> = entry.states().collect();
                 // Under the lock: a start that fails now sees that it was asked to go.
-                entry.stop.cancel();
+                entry.cancel();
                 // Those that came before this stop; later ones wait anew.
                 std::mem::take(&mut entry.waiting).cancel();
-                (entry.state.clone(), was)
+                (entry.state.clone(), was, all)
             });
-            if let Some((_, State::Failed(_) | State::Gone)) = &reached {
+            if let Some((_, State::Failed(_) | State::Gone, _)) = &reached {
                 table.remove(id);
             }
             (reached, noted)
@@ -445,7 +549,7 @@ impl Host {
             true => self.keep(id).await,
             false => Ok(()),
         };
-        let Some((mut state, was)) = reached else {
+        let Some((own, was, all)) = reached else {
             if let Err(error) = kept {
                 return unkept(id, &error);
             }
@@ -459,9 +563,9 @@ impl Host {
                 .stop_grace
                 .saturating_mul(2)
                 .saturating_add(Duration::from_secs(1));
-            let gone = state.wait_for(|state| *state == State::Gone);
+            let gone = join_all(all.into_iter().map(wait_ended));
             let _ = tokio::time::timeout(patience, gone).await;
-            self.forget(id, false);
+            self.forget(id, &own, false);
         }
         if let Err(error) = kept {
             return unkept(id, &error);
@@ -480,14 +584,14 @@ impl Host {
         let state = self
             .table()
             .get(id)
-            .map(|entry| entry.state.borrow().clone());
+            .map(|entry| (entry.shown(), entry.words()));
         match state {
-            None | Some(State::Gone) => status(
+            None | Some((State::Gone, _)) => status(
                 id,
                 wire::WorkloadState::NotFound,
                 format!("Workload not found: {id}"),
             ),
-            Some(state) => status(id, state.wire(), state.to_string()),
+            Some((state, words)) => status(id, state.wire(), words),
         }
     }
 
@@ -526,6 +630,9 @@ impl Host {
         let sample = inner.node.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
+        if self.is_cordoned() {
+            labels.insert(CORDONED_LABEL.to_owned(), "true".to_owned());
+        }
         wire::HostHeartbeat {
             id: inner.identity.id.to_string(),
             hostname: inner.identity.hostname.clone(),
@@ -552,19 +659,12 @@ impl Host {
     pub async fn stop_all(&self, grace: Duration) {
         let states: Vec<_> = {
             let table = self.table();
-            table
-                .values()
-                .map(|entry| (entry.stop.clone(), entry.state.clone()))
-                .collect()
+            table.values().for_each(Entry::cancel);
+            table.values().flat_map(Entry::states).collect()
         };
-        for (stop, _) in &states {
-            stop.cancel();
-        }
-        let ended = |state: &State| matches!(state, State::Gone | State::Failed(_));
         let all = async {
-            for (_, mut state) in states {
-                // An error means that its task has ended.
-                let _ = state.wait_for(ended).await;
+            for state in states {
+                wait_ended(state).await;
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {
@@ -633,7 +733,6 @@ impl Host {
 
 impl Entry {
     fn summary(&self) -> wire::WorkloadSummary {
-        let state = self.state.borrow().clone();
         let resolved = self.resolved.borrow();
         let components = self.spec.components.iter().map(|component| {
             let found = resolved
@@ -651,8 +750,8 @@ impl Entry {
             workload_id: self.spec.id.to_string(),
             namespace: self.spec.namespace.clone(),
             name: self.spec.name.clone(),
-            state: state.wire(),
-            message: state.to_string(),
+            state: self.shown().wire(),
+            message: self.words(),
             components: components.collect(),
             hosts: self
                 .spec

@@ -234,6 +234,23 @@ impl Journal {
         self.pending().contains_key(id) || self.kept().files.contains_key(&name(id))
     }
 
+    /// What `id` was started with, as far as it is to run after a restart. Blocks.
+    pub fn find(&self, id: &WorkloadId) -> Option<wire::Workload> {
+        let pending = self.pending().get(id).cloned();
+        match pending {
+            Some(wish) => {
+                let request = wire::WorkloadStartRequest::decode(wish.as_ref().as_deref()?).ok()?;
+                request.workload
+            }
+            None => {
+                let name = name(id);
+                let path = self.dir.join(&name);
+                let (entry, _) = self.entry(&name, &path).ok()?;
+                Some(entry.workload)
+            }
+        }
+    }
+
     /// How full it is.
     pub fn usage(&self) -> Usage {
         let kept = self.kept();

@@ -230,6 +230,7 @@ impl Washlet {
             http_port: address.map(|address| address.port()),
             any_host,
             health: health.clone(),
+            state: config.journal.clone(),
             journal,
             orphan_after: config.orphan_after,
             limits: config.limits.clone(),
@@ -339,7 +340,7 @@ impl Washlet {
 
     /// Takes the host down, in order; each step waits for the one before it.
     pub async fn drain(self) {
-        let grace = self.config.limits.grace;
+        let grace = self.host.deadline().unwrap_or(self.config.limits.grace);
         let deadline = tokio::time::Instant::now() + grace;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         let warn = |step: &str, overdue: Result<(), crate::drain::Overdue>| {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::json::{self, message};
-use super::{Error, WorkloadState};
+use super::{Error, WorkloadStartRequest, WorkloadState};
 
 message! {
     /// Every workload of a host; answers `workload.list`.
@@ -81,6 +81,52 @@ message! {
         /// When, by the host's clock.
         at: Option<OffsetDateTime> = "at",
         /// Why, in words.
+        message: String = "message",
+    }
+}
+
+message! {
+    /// Asks for what a workload was started with.
+    WorkloadHandoverRequest {
+        /// Required.
+        workload_id: String = "workloadId",
+    }
+}
+
+message! {
+    /// Answers [`WorkloadHandoverRequest`]. Shape: holds secrets, as a start request does.
+    WorkloadHandover {
+        /// What to ask another host for.
+        start: Option<WorkloadStartRequest> = "start",
+    }
+}
+
+message! {
+    /// Asks a host to leave the fleet in good order.
+    HostDrainRequest {
+        /// How long it may take; 0: as long as the host usually takes. Units: seconds.
+        deadline_seconds: u64 = "deadlineSeconds",
+        /// Ids of workloads that run elsewhere by now: a restart does not start them again.
+        moved: Vec<String> = "moved",
+    }
+}
+
+message! {
+    /// Answers a host's `cordon`, `uncordon` and `drain`.
+    HostState {
+        /// The host's id.
+        id: String = "id",
+        /// It takes no new workloads.
+        cordoned: bool = "cordoned",
+        /// It is leaving the fleet.
+        draining: bool = "draining",
+        /// How long it takes to leave at most. Units: seconds.
+        deadline_seconds: u64 = "deadlineSeconds",
+        /// Its workloads, in any state.
+        workloads: u64 = "workloads",
+        /// Calls of components that are under way.
+        calls_in_flight: u64 = "callsInFlight",
+        /// The same in words.
         message: String = "message",
     }
 }

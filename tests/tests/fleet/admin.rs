@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use crate::{HOST, app, one_host};
 
 /// With an admin endpoint on a port of its own.
-const ADMIN: [&str; 2] = ["--admin-addr", "127.0.0.1:0"];
+pub(crate) const ADMIN: [&str; 2] = ["--admin-addr", "127.0.0.1:0"];
 
 /// What `host` answers at `path`.
-async fn ask(host: &Washlet, path: &str) -> Result<(StatusCode, String)> {
+pub(crate) async fn ask(host: &Washlet, path: &str) -> Result<(StatusCode, String)> {
     let address = until(SOON, "the admin endpoint is up", async || {
         let log = host.log();
         let (_, rest) = log.split_once("serving the admin endpoint address=")?;

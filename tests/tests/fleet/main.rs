@@ -16,6 +16,7 @@ mod blobstore;
 mod code;
 mod config;
 mod control;
+mod drain;
 mod http;
 mod interfaces;
 mod journal;
@@ -27,6 +28,7 @@ mod named;
 mod permissions;
 mod postgres;
 mod profiles;
+mod replace;
 mod secrets;
 
 /// The virtual host of most workloads here.

@@ -3,13 +3,11 @@
 use std::cmp::Reverse;
 
 use subjects::HostId;
+use subjects::control::CORDONED_LABEL;
 use subjects::wire::HostHeartbeat;
 
 use crate::manifest::Plan;
 use crate::output::{Exit, Failure};
-
-/// A host with this label set to `true` takes no new workloads.
-const CORDONED: &str = "washlet.dev/cordoned";
 
 /// As many different hosts as `plan` wants, those with the fewest workloads first.
 ///
@@ -82,7 +80,7 @@ fn obstacle(plan: &Plan, host: &HostHeartbeat, needed: u64) -> Option<String> {
     }
     if host
         .labels
-        .get(CORDONED)
+        .get(CORDONED_LABEL)
         .is_some_and(|value| value == "true")
     {
         return Some("cordoned".into());
@@ -174,7 +172,7 @@ mod tests {
     #[test]
     fn hosts_that_do_not_fit_are_counted_by_reason() {
         let mut cordoned = host("d", "x", 0, 900);
-        cordoned.labels.insert(CORDONED.into(), "true".into());
+        cordoned.labels.insert(CORDONED_LABEL.into(), "true".into());
         let mut hosts = [
             host("a", "y", 0, 900),
             host("b", "x", 0, 100),

@@ -172,9 +172,12 @@ async fn a_dry_run_shows_the_request_and_no_password() {
         ),
         (Some(2), Some("edge"))
     );
+    // What a drain needs to place one replica anew.
+    let placement = r#"{"replicas":2,"selector":{"hostgroup":"edge"},"environment":""}"#;
     let expected = serde_json::json!({
         "namespace": "shop",
         "name": "counter",
+        "annotations": { "washlet.dev/placement": placement },
         "witWorld": {
             "components": [{
                 "name": "counter",

@@ -8,7 +8,7 @@ use subjects::control::{Command, DecodeError, Request};
 use subjects::wire;
 
 use super::nats::{Answer, Answered, Failure, Lane};
-use crate::host::{Host, StartError};
+use crate::host::{Host, LeaveError, StartError};
 
 /// The request cannot be read, or asks for nothing we know. Trying it again does not help.
 const BAD_REQUEST: u16 = 400;
@@ -46,9 +46,12 @@ impl Answer for Host {
 
     fn failed(&self, command: &Command, payload: &Bytes, text: &str) -> Bytes {
         let id = match Request::decode(command, payload) {
-            Ok(Request::Start { id, .. } | Request::Status(id) | Request::Stop(id)) => {
-                id.to_string()
-            }
+            Ok(
+                Request::Start { id, .. }
+                | Request::Status(id)
+                | Request::Stop(id)
+                | Request::Handover(id),
+            ) => id.to_string(),
             Err(DecodeError {
                 workload_id: Some(id),
                 ..
@@ -65,6 +68,13 @@ impl Host {
             self.confirm(id);
         }
         match request {
+            Request::Cordon => left(self.cordon(true).await.map(|state| state.encode())),
+            Request::Uncordon => left(self.cordon(false).await.map(|state| state.encode())),
+            Request::Drain { deadline, moved } => {
+                let state = self.leave(deadline, moved).await;
+                left(state.map(|state| state.encode()))
+            }
+            Request::Handover(id) => left(self.hand_over(&id).await.map(|given| given.encode())),
             Request::Heartbeat => ok(Host::heartbeat(self).encode()),
             Request::List => ok(self.list().encode()),
             Request::Start { id, workload } => {
@@ -158,7 +168,9 @@ fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option
     };
     let code = match error {
         StartError::Spec(_) => BAD_REQUEST,
-        StartError::Draining | StartError::Full | StartError::Journal(_) => UNAVAILABLE,
+        StartError::Draining | StartError::Cordoned | StartError::Full | StartError::Journal(_) => {
+            UNAVAILABLE
+        }
         _ => CONFLICT,
     };
     (
@@ -169,6 +181,32 @@ fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option
             retry: error.is_transient(),
         }),
     )
+}
+
+/// What comes of a command about the host itself.
+fn left(outcome: Result<Vec<u8>, LeaveError>) -> Answered {
+    let error = match outcome {
+        Ok(payload) => return ok(payload),
+        Err(error) => error,
+    };
+    let text = report(&error);
+    let (code, retry) = match &error {
+        LeaveError::Deadline { .. } => (BAD_REQUEST, false),
+        LeaveError::NotFound(_) => (NOT_FOUND, false),
+        LeaveError::Cordon { .. } | LeaveError::Forget { .. } => (UNAVAILABLE, true),
+        _ => (CONFLICT, false),
+    };
+    let id = match &error {
+        LeaveError::NotFound(id) | LeaveError::NotMovable(id) | LeaveError::NotJournaled(id) => {
+            id.to_string()
+        }
+        _ => String::new(),
+    };
+    let payload = error_body(id, text.clone());
+    Answered {
+        payload,
+        failure: Some(Failure { code, text, retry }),
+    }
 }
 
 fn ok(payload: Vec<u8>) -> Answered {

@@ -112,6 +112,7 @@ impl Host {
             (Some(entry), Some(before)) => {
                 entry.state.same_channel(before)
                     && !entry.stop.is_cancelled()
+                    && entry.coming().is_none()
                     && matches!(*entry.state.borrow(), State::Failed(_))
             }
             _ => false,

@@ -20,7 +20,7 @@ use super::spec::{ComponentSpec, WorkloadSpec};
 use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
 use crate::health::{self, Answered, CLASSES};
-use crate::host::Shared;
+use crate::host::{Shared, Turn};
 use crate::trigger::guest::Guest;
 use crate::trigger::http::Attachment;
 use crate::trigger::messaging::{self, Delivering};
@@ -61,6 +61,8 @@ pub(crate) struct Actor {
     pub(crate) spec: Arc<WorkloadSpec>,
     /// What is in the cache will do, whatever the policy: it ran before.
     pub(crate) cached_first: bool,
+    /// Waited for once it can be reached, before it is said to run: it replaces another.
+    pub(crate) turn: Option<Turn>,
     pub(crate) in_flight: InFlight,
     /// Told to stop when the workload is to stop.
     pub(crate) stop: CancellationToken,
@@ -70,7 +72,8 @@ pub(crate) struct Actor {
 
 impl Actor {
     /// Runs the workload until it is stopped, or has failed to start.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
+        let turn = self.turn.take();
         let in_flight = self.in_flight.clone();
         let messages = self.shared.guests.child();
         let attached = tokio::select! {
@@ -84,7 +87,7 @@ impl Actor {
             }
             // Boxed, and gone once it is done: most workloads wait most of the time, and for each of them the
             // task keeps what it ever needed.
-            attached = Box::pin(self.bring_up(&in_flight, &messages)) => attached,
+            attached = Box::pin(self.bring_up(&in_flight, &messages, turn)) => attached,
         };
         let (id, workload) = (&self.spec.id, &self.spec.name);
         match attached {
@@ -107,16 +110,25 @@ impl Actor {
         }
     }
 
-    async fn bring_up(&self, in_flight: &InFlight, messages: &Drain) -> Result<Attached, String> {
+    async fn bring_up(
+        &self,
+        in_flight: &InFlight,
+        messages: &Drain,
+        turn: Option<Turn>,
+    ) -> Result<Attached, String> {
         let turns = self.shared.engine.turns();
         let components = self.spec.components.iter();
         let pulls = components.map(|component| self.prepare(component, &turns));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
         let routes = self.attach(&runnables, in_flight, messages).await?;
-        Ok(Attached {
+        let attached = Attached {
             _routes: routes,
             _pins: pins,
-        })
+        };
+        if let Some(turn) = turn {
+            turn().await?;
+        }
+        Ok(attached)
     }
 
     /// Image → linked component.

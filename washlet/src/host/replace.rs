@@ -1,0 +1,171 @@
+//! New content for an id that is live: it comes up beside what runs, and then takes its place.
+//!
+//! ```text
+//! runs A │ start with B: pull, compile, link, attach B │ journal: B instead of A │ B in the table, A ends
+//!        └──────────── fails, is stopped, or the host restarts: A goes on ───────┘
+//! ```
+//! Until B is in the journal, A is what was asked for: whatever happens before leaves A as it was. Requests
+//! and messages of a moment go to either; calls that A has begun have their usual grace.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard};
+
+use futures::future::BoxFuture;
+use subjects::WorkloadId;
+use tokio::sync::watch;
+
+use super::{Entry, Host, StartError};
+use crate::workload::State;
+use crate::workload::spec::WorkloadSpec;
+
+/// What a workload that replaces another waits for between being reachable and being the one.
+pub(crate) type Turn = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Whether a workload in `state` is what it will be.
+pub(super) fn ended(state: &State) -> bool {
+    matches!(state, State::Gone | State::Failed(_))
+}
+
+/// Waits until the workload of `state` is what it will be.
+pub(super) async fn wait_ended(mut state: watch::Receiver<State>) {
+    // An error means that its task has ended.
+    let _ = state.wait_for(ended).await;
+}
+
+impl Entry {
+    /// Whether its task may still do something. Shape: one that panicked may not.
+    pub(super) fn is_coming(&self) -> bool {
+        !ended(&self.state.borrow()) && self.state.has_changed().is_ok()
+    }
+
+    /// What is coming up to replace it.
+    pub(super) fn coming(&self) -> Option<&Entry> {
+        self.next.as_deref().filter(|next| next.is_coming())
+    }
+
+    /// Tells it to stop, and what is to replace it.
+    pub(super) fn cancel(&self) {
+        self.stop.cancel();
+        if let Some(next) = &self.next {
+            next.stop.cancel();
+        }
+    }
+
+    /// Everything of this id whose end a stop waits for.
+    pub(super) fn states(&self) -> impl Iterator<Item = watch::Receiver<State>> {
+        let next = self.next.iter().map(|next| next.state.clone());
+        let own = std::iter::once(self.state.clone());
+        own.chain(next).chain(self.before.clone())
+    }
+
+    /// How far it is, as others see it.
+    pub(super) fn shown(&self) -> State {
+        let own = self.state.borrow().clone();
+        match own {
+            State::Failed(_) if self.coming().is_some() => State::Starting,
+            own => own,
+        }
+    }
+
+    /// The same in words, with what comes of its replacement.
+    pub(super) fn words(&self) -> String {
+        let words = self.shown().to_string();
+        let next = self.next.as_ref().map(|next| next.state.borrow().clone());
+        match next {
+            Some(State::Starting | State::Running) => {
+                format!("{words}; its new content is being started")
+            }
+            Some(State::Failed(cause)) => {
+                format!("{words}; its new content could not be started: {cause}")
+            }
+            _ => words,
+        }
+    }
+}
+
+impl Host {
+    /// Brings up `spec` beside what lives under its id. Shape: what was coming up for it gives way.
+    pub(super) fn replace(
+        &self,
+        mut table: MutexGuard<'_, BTreeMap<WorkloadId, Entry>>,
+        spec: Arc<WorkloadSpec>,
+        request: Option<Vec<u8>>,
+    ) -> Result<watch::Receiver<State>, StartError> {
+        if self.0.draining.is_stopping() {
+            return Err(StartError::Draining);
+        }
+        let id = spec.id.clone();
+        let taken = || StartError::Exists(id.clone());
+        let entry = table.get_mut(&id).ok_or_else(taken)?;
+        if entry.stop.is_cancelled() {
+            return Err(taken());
+        }
+        if let Some(next) = entry.coming() {
+            if next.committing {
+                return Err(taken());
+            }
+            next.stop.cancel();
+        }
+        tracing::info!(%id, workload = spec.name, "new content for a workload is being started");
+        let (host, replaced) = (self.clone(), id.clone());
+        let next = self.launch(spec, false, |state| {
+            let turn = move || -> BoxFuture<'static, Result<(), String>> {
+                Box::pin(async move { host.take_over(&replaced, &state, request).await })
+            };
+            Some(Box::new(turn) as Turn)
+        });
+        let state = next.state.clone();
+        entry.next = Some(Box::new(next));
+        Ok(state)
+    }
+
+    /// What came up with `state` to replace `id` is in the journal, and then in the table.
+    async fn take_over(
+        &self,
+        id: &WorkloadId,
+        state: &watch::Receiver<State>,
+        request: Option<Vec<u8>>,
+    ) -> Result<(), String> {
+        let stopped = || "it was stopped while starting".to_owned();
+        {
+            let mut table = self.table();
+            let next = next(&mut table, id, state).ok_or_else(stopped)?;
+            // From now on nothing but a stop comes between.
+            next.committing = true;
+            match (&self.0.journal, request) {
+                (Some(journal), Some(request)) => journal.want(id, Some(request)),
+                _ => {
+                    self.unwant(id);
+                }
+            }
+        }
+        let kept = self.keep(id).await;
+        let mut table = self.table();
+        let next = next(&mut table, id, state).ok_or_else(stopped)?;
+        next.committing = false;
+        if let Err(error) = kept {
+            if let Some(journal) = &self.0.journal {
+                journal.give_up(id);
+            }
+            let error = capabilities::report(&error);
+            return Err(format!("a restart of this host would forget it: {error}"));
+        }
+        let entry = table.get_mut(id).ok_or_else(stopped)?;
+        let mut next = entry.next.take().ok_or_else(stopped)?;
+        next.before = Some(entry.state.clone());
+        std::mem::swap(&mut next.waiting, &mut entry.waiting);
+        let old = std::mem::replace(entry, *next);
+        old.stop.cancel();
+        Ok(())
+    }
+}
+
+/// What is coming up for `id` with `state`, unless it was told to stop.
+fn next<'a>(
+    table: &'a mut BTreeMap<WorkloadId, Entry>,
+    id: &WorkloadId,
+    state: &watch::Receiver<State>,
+) -> Option<&'a mut Entry> {
+    let next = table.get_mut(id)?.next.as_deref_mut()?;
+    (next.state.same_channel(state) && !next.stop.is_cancelled()).then_some(next)
+}
