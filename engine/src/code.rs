@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <dir>/key                                   of the tags; made once, for this host alone
-//! <dir>/<digest>.<compatibility>.<tag>        what the compiler made of the component with that digest
+//! <dir>/<digest>.<compatibility>.<tag>        what the compiler made of the component with that digest, for
+//!                                             one of the two engines
 //! <dir>/tmp-*                                 being written
 //! ```
 //! Code is mapped and executed, so only what this host wrote may be: a file's name ends in its tag, a keyed
@@ -20,6 +21,8 @@ use std::time::SystemTime;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use tempfile::NamedTempFile;
+
+use crate::runner::Wasi;
 
 /// Files being written begin with it.
 const TEMP: &str = "tmp-";
@@ -48,8 +51,8 @@ pub struct CodeCounts {
 /// The directory of compiled code.
 pub(crate) struct CodeStore {
     dir: PathBuf,
-    /// What code has to be compatible with.
-    compatibility: String,
+    /// What code has to be compatible with, for WASI 0.2 and 0.3.
+    compatibility: [String; 2],
     key: hmac::Key,
     bytes_max: u64,
     kept: Mutex<HashMap<String, Kept>>,
@@ -73,8 +76,13 @@ impl CodeStore {
     /// When the directory or its key cannot be read or made.
     pub(crate) fn open(dir: &Path, engine: &wasmtime::Engine, bytes_max: u64) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
+        // The second engine may not be there yet; what it differs in is known.
+        let compatibility = Wasi::ALL.map(|wasi| {
+            let mut hasher = DefaultHasher::new();
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+            wasi.hash(&mut hasher);
+            format!("{:016x}", hasher.finish())
+        });
         let mut kept = HashMap::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -98,7 +106,7 @@ impl CodeStore {
         }
         let store = Self {
             dir: dir.to_owned(),
-            compatibility: format!("{:016x}", hasher.finish()),
+            compatibility,
             key: hmac::Key::new(HMAC_SHA256, &key(dir)?),
             bytes_max,
             kept: Mutex::new(kept),
@@ -121,19 +129,22 @@ impl CodeStore {
         }
     }
 
-    /// Whether there is a file for `digest`; its content is not looked at.
-    pub(crate) fn has(&self, digest: &str) -> bool {
-        self.stem(digest)
-            .is_some_and(|stem| self.kept().contains_key(&stem))
+    /// Which engine there is a file of `digest` for; its content is not looked at.
+    pub(crate) fn has(&self, digest: &str) -> Option<Wasi> {
+        Wasi::ALL.into_iter().find(|wasi| {
+            self.stem(digest, *wasi)
+                .is_some_and(|stem| self.kept().contains_key(&stem))
+        })
     }
 
-    /// Gives `map` the file of `digest` if it is what this host wrote; what is not, or cannot be mapped, goes.
+    /// Gives `map` the file of `digest` for `wasi` if it is what this host wrote; what is not, or cannot be mapped, goes.
     pub(crate) fn load<T, E: std::fmt::Display>(
         &self,
         digest: &str,
+        wasi: Wasi,
         map: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Option<T> {
-        let stem = self.stem(digest)?;
+        let stem = self.stem(digest, wasi)?;
         let (path, tag) = {
             let kept = self.kept();
             let file = kept.get(&stem)?;
@@ -183,13 +194,13 @@ impl CodeStore {
         tempfile::Builder::new().prefix(TEMP).tempfile_in(&self.dir)
     }
 
-    /// Keeps what was written to `temp` for `digest`, and gives back what was used longest ago if that is
+    /// Keeps what was written to `temp` for `digest` and `wasi`, and gives back what was used longest ago if that is
     /// too much. A digest that is not a SHA-256 is not kept.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub(crate) fn keep(&self, digest: &str, temp: NamedTempFile) -> io::Result<()> {
-        let Some(stem) = self.stem(digest) else {
+    pub(crate) fn keep(&self, digest: &str, wasi: Wasi, temp: NamedTempFile) -> io::Result<()> {
+        let Some(stem) = self.stem(digest, wasi) else {
             return Ok(());
         };
         let bytes = temp.as_file().metadata()?.len();
@@ -232,10 +243,15 @@ impl CodeStore {
         }
     }
 
-    /// The name of `digest`'s file without its tag; `None` for what is no SHA-256.
-    fn stem(&self, digest: &str) -> Option<String> {
+    /// The name of `digest`'s file for `wasi` without its tag; `None` for what is no SHA-256.
+    fn stem(&self, digest: &str, wasi: Wasi) -> Option<String> {
         let digest = digest.strip_prefix("sha256:")?;
-        is_hex(digest, 64).then(|| format!("{digest}.{}", self.compatibility))
+        let [p2, p3] = &self.compatibility;
+        let compatibility = match wasi {
+            Wasi::P2 => p2,
+            Wasi::P3 => p3,
+        };
+        is_hex(digest, 64).then(|| format!("{digest}.{compatibility}"))
     }
 
     fn tag(&self, stem: &str, mut file: &File) -> io::Result<String> {
@@ -311,11 +327,11 @@ mod tests {
     fn keep(store: &CodeStore, of: u8, content: &[u8]) {
         let mut temp = store.temp().unwrap();
         temp.write_all(content).unwrap();
-        store.keep(&digest(of), temp).unwrap();
+        store.keep(&digest(of), Wasi::P2, temp).unwrap();
     }
 
     fn load(store: &CodeStore, of: u8) -> Option<Vec<u8>> {
-        store.load(&digest(of), |path| fs::read(path))
+        store.load(&digest(of), Wasi::P2, |path| fs::read(path))
     }
 
     fn files(dir: &Path) -> Vec<PathBuf> {
@@ -330,7 +346,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         keep(&store(dir.path(), 1_000), 1, b"code");
         let store = store(dir.path(), 1_000);
-        assert!(store.has(&digest(1)) && !store.has(&digest(2)));
+        assert_eq!(
+            [1, 2].map(|of| store.has(&digest(of))),
+            [Some(Wasi::P2), None]
+        );
         assert_eq!(load(&store, 1).unwrap(), b"code");
         let counts = store.counts(0);
         assert_eq!((counts.loaded, counts.bytes), (1, 4));
@@ -367,7 +386,8 @@ mod tests {
             keep(&store(dir.path(), 1_000), 1, b"code");
             harm(&files(dir.path())[0], dir.path());
             let store = store(dir.path(), 1_000);
-            let mapped = [1, 2].map(|of| store.load(&digest(of), |_| Ok::<_, String>(())));
+            let mapped =
+                [1, 2].map(|of| store.load(&digest(of), Wasi::P2, |_| Ok::<_, String>(())));
             assert_eq!(mapped, [None, None], "{name}");
             assert_eq!(store.counts(0).discarded, 1, "{name}");
             assert!(files(dir.path()).is_empty(), "{name}");
@@ -378,11 +398,29 @@ mod tests {
     }
 
     #[test]
+    fn each_engine_finds_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = store(dir.path(), 1_000);
+        let mut temp = kept.temp().unwrap();
+        temp.write_all(b"code").unwrap();
+        kept.keep(&digest(1), Wasi::P3, temp).unwrap();
+        let store = store(dir.path(), 1_000);
+        assert_eq!(store.has(&digest(1)), Some(Wasi::P3));
+        assert_eq!(load(&store, 1), None);
+        let found = store.load(&digest(1), Wasi::P3, |path| fs::read(path));
+        assert_eq!(found.unwrap(), b"code");
+    }
+
+    #[test]
     fn what_cannot_be_mapped_goes() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 1_000);
         keep(&store, 1, b"code");
-        assert!(store.load(&digest(1), |_| Err::<(), _>("no")).is_none());
+        assert!(
+            store
+                .load(&digest(1), Wasi::P2, |_| Err::<(), _>("no"))
+                .is_none()
+        );
         assert!(files(dir.path()).is_empty());
     }
 
@@ -405,13 +443,13 @@ mod tests {
         assert!(load(&store, 1).is_some());
         keep(&store, 3, b"3333");
         assert_eq!(
-            [1, 2, 3].map(|of| store.has(&digest(of))),
+            [1, 2, 3].map(|of| store.has(&digest(of)).is_some()),
             [true, false, true]
         );
         // What is larger than all room is not kept, and costs nobody his.
         keep(&store, 4, &[4; 11]);
         assert_eq!(
-            [1, 3, 4].map(|of| store.has(&digest(of))),
+            [1, 3, 4].map(|of| store.has(&digest(of)).is_some()),
             [true, true, false]
         );
         assert_eq!(store.counts(0).evicted, 1);

@@ -17,11 +17,14 @@ use wasmtime::component::types::ComponentItem;
 use crate::Layout;
 use crate::code::CodeStore;
 use crate::compiler::{Compiler, Failure};
+use crate::runner::{Runner, Runners, Wasi};
 use crate::wit::WitName;
 
 /// A checked and compiled component, shared by all workloads that use its bytes.
 pub struct Compiled {
     digest: String,
+    /// What runs it.
+    pub(crate) runner: Arc<Runner>,
     pub(crate) component: Component,
     imports: Vec<Imported>,
     exports: Vec<String>,
@@ -67,9 +70,6 @@ pub enum CompileError {
     /// Neither.
     #[error("is not WebAssembly")]
     NotWasm,
-    /// It needs WASI 0.3.
-    #[error("needs WASI 0.3 ('{0}'), which this host does not run yet; build it for WASI 0.2")]
-    Async(String),
     /// Wasmtime refused it.
     #[error("is not a valid component: {0}")]
     Invalid(String),
@@ -80,8 +80,7 @@ pub enum CompileError {
 
 /// Makes [`Compiled`] of bytes, or of code that was kept.
 pub(crate) struct Compile {
-    pub(crate) engine: wasmtime::Engine,
-    pub(crate) layout: Layout,
+    pub(crate) runners: Arc<Runners>,
     /// Compilations at once.
     pub(crate) permits: Arc<Semaphore>,
     /// `None`: this process compiles.
@@ -94,16 +93,14 @@ pub(crate) struct Compile {
 impl Compile {
     /// What is on disk for `digest`.
     pub(crate) async fn load(self: Arc<Self>, digest: &str) -> Option<Arc<Compiled>> {
-        if !self.store.as_ref()?.has(digest) {
-            return None;
-        }
+        let wasi = self.store.as_ref()?.has(digest)?;
         let (this, digest) = (Arc::clone(&self), digest.to_owned());
         let load = move || {
             let store = this.store.as_ref()?;
             let began = Instant::now();
-            let loaded = store.load(&digest, |path| {
-                let component = map(&this.engine, path)?;
-                Compiled::new(&this.engine, &digest, component)
+            let loaded = store.load(&digest, wasi, |path| {
+                let runner = this.runners.get(wasi)?;
+                Ok::<_, CompileError>(Compiled::new(runner, &digest, map(&runner.engine, path)?))
             })?;
             tracing::info!(digest, took = ?began.elapsed(), "compiled code was on disk");
             Some(Arc::new(loaded))
@@ -125,8 +122,18 @@ impl Compile {
         // The semaphore is never closed.
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let began = Instant::now();
+        let (this, looked_at) = (Arc::clone(&self), bytes.clone());
+        let choose = move || {
+            let wasi = Wasi::of(&looked_at);
+            this.runners
+                .get(wasi)
+                .map(|runner| (wasi, Arc::clone(runner)))
+        };
+        let chosen = tokio::task::spawn_blocking(choose).await;
+        let (wasi, runner) =
+            chosen.unwrap_or_else(|error| Err(CompileError::Failed(error.to_string())))?;
         let code = match &self.compiler {
-            Some(compiler) => self.outside(compiler, &bytes).await?,
+            Some(compiler) => self.outside(compiler, runner.layout, &bytes).await?,
             None => None,
         };
         let (this, digest, size) = (Arc::clone(&self), digest.to_owned(), bytes.len());
@@ -134,7 +141,7 @@ impl Compile {
             // Held by the work, not by who waits for it: a start that is given up goes on compiling.
             let _permit = permit;
             let compiled = match code {
-                Some(code) => match this.take_up(&digest, code) {
+                Some(code) => match this.take_up(&digest, wasi, &runner, code) {
                     // Under an emulator, say: what this process runs on is not what the other saw.
                     Err(CompileError::Failed(error)) => {
                         tracing::warn!(
@@ -142,11 +149,11 @@ impl Compile {
                             error,
                             "what the compiler's process made does not fit this one, which compiles"
                         );
-                        this.here(&digest, &bytes)?
+                        this.here(&digest, wasi, &runner, &bytes)?
                     }
                     taken => taken?,
                 },
-                None => this.here(&digest, &bytes)?,
+                None => this.here(&digest, wasi, &runner, &bytes)?,
             };
             this.compiled.fetch_add(1, Ordering::Relaxed);
             tracing::info!(digest, size, took = ?began.elapsed(), "component compiled");
@@ -161,6 +168,7 @@ impl Compile {
     async fn outside(
         &self,
         compiler: &Compiler,
+        layout: Layout,
         bytes: &Bytes,
     ) -> Result<Option<Code>, CompileError> {
         let mut code = match self.store.as_ref().map(CodeStore::temp) {
@@ -173,7 +181,7 @@ impl Compile {
         };
         loop {
             let output = code.reopen().map_err(in_the_way)?;
-            let compiled = compiler.compile(self.layout, bytes.clone(), output).await;
+            let compiled = compiler.compile(layout, bytes.clone(), output).await;
             match (compiled, &code) {
                 (Ok(()), _) => return Ok(Some(code)),
                 (Err(Failure::Compile(error)), _) => return Err(error),
@@ -196,18 +204,24 @@ impl Compile {
     }
 
     /// Maps what the compiler made, and keeps it.
-    fn take_up(&self, digest: &str, code: Code) -> Result<Compiled, CompileError> {
+    fn take_up(
+        &self,
+        digest: &str,
+        wasi: Wasi,
+        runner: &Arc<Runner>,
+        code: Code,
+    ) -> Result<Compiled, CompileError> {
         let component = match &code {
-            Code::Disk(temp) => map(&self.engine, temp.path()),
+            Code::Disk(temp) => map(&runner.engine, temp.path()),
             Code::Memory(file) => {
                 let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                map(&self.engine, path.as_ref())
+                map(&runner.engine, path.as_ref())
             }
         };
         let component = component.map_err(|error| CompileError::Failed(format!("{error:#}")))?;
-        let compiled = Compiled::new(&self.engine, digest, component)?;
+        let compiled = Compiled::new(runner, digest, component);
         if let (Some(store), Code::Disk(temp)) = (&self.store, code)
-            && let Err(error) = store.keep(digest, temp)
+            && let Err(error) = store.keep(digest, wasi, temp)
         {
             tracing::warn!(%error, digest, "compiled code cannot be kept on disk");
         }
@@ -215,24 +229,31 @@ impl Compile {
     }
 
     /// Compiles in this process.
-    fn here(&self, digest: &str, bytes: &Bytes) -> Result<Compiled, CompileError> {
+    fn here(
+        &self,
+        digest: &str,
+        wasi: Wasi,
+        runner: &Arc<Runner>,
+        bytes: &Bytes,
+    ) -> Result<Compiled, CompileError> {
+        let engine = &runner.engine;
         let invalid = |error: wasmtime::Error| CompileError::Invalid(format!("{error:#}"));
         let temp = self.store.as_ref().map(CodeStore::temp);
         let Some(Ok(mut temp)) = temp else {
-            let component = Component::new(&self.engine, bytes).map_err(invalid)?;
-            return Compiled::new(&self.engine, digest, component);
+            let component = Component::new(engine, bytes).map_err(invalid)?;
+            return Ok(Compiled::new(runner, digest, component));
         };
-        let code = self.engine.precompile_component(bytes).map_err(invalid)?;
+        let code = engine.precompile_component(bytes).map_err(invalid)?;
         match temp.write_all(&code) {
             Ok(()) => {
                 drop(code);
-                self.take_up(digest, Code::Disk(temp))
+                self.take_up(digest, wasi, runner, Code::Disk(temp))
             }
             Err(error) => {
                 tracing::warn!(%error, "compiled code cannot be kept on disk");
                 let mut memory = Code::memory()?.reopen().map_err(in_the_way)?;
                 memory.write_all(&code).map_err(in_the_way)?;
-                self.take_up(digest, Code::Memory(memory))
+                self.take_up(digest, wasi, runner, Code::Memory(memory))
             }
         }
     }
@@ -266,12 +287,8 @@ fn in_the_way(error: io::Error) -> CompileError {
 }
 
 impl Compiled {
-    fn new(
-        engine: &wasmtime::Engine,
-        digest: &str,
-        component: Component,
-    ) -> Result<Self, CompileError> {
-        let ty = component.component_type();
+    fn new(runner: &Arc<Runner>, digest: &str, component: Component) -> Self {
+        let (ty, engine) = (component.component_type(), &runner.engine);
         let imports = ty
             .imports(engine)
             .map(|(name, item)| Imported {
@@ -284,18 +301,12 @@ impl Compiled {
             .filter(|(_, item)| !matches!(item.ty, ComponentItem::Type(_)))
             .map(|(name, _)| name.to_owned())
             .collect::<Vec<_>>();
-        let imported = imports.iter().flat_map(|import| {
-            let implements = import.implements.iter();
-            std::iter::once(&import.name).chain(implements)
-        });
-        match imported.chain(&exports).find(|name| needs_p3(name)) {
-            Some(name) => Err(CompileError::Async(name.clone())),
-            None => Ok(Self {
-                digest: digest.to_owned(),
-                component,
-                imports,
-                exports,
-            }),
+        Self {
+            digest: digest.to_owned(),
+            runner: Arc::clone(runner),
+            component,
+            imports,
+            exports,
         }
     }
 }
@@ -318,8 +329,4 @@ fn map(engine: &wasmtime::Engine, path: &Path) -> Result<Component, CompileError
             unsafe { Component::deserialize(engine, code) }.map_err(failed)
         }
     }
-}
-
-fn needs_p3(name: &str) -> bool {
-    name.starts_with("wasi:") && name.contains("@0.3")
 }

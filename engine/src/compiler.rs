@@ -18,6 +18,7 @@ use bytes::Bytes;
 use rustix::process::{Signal, nice, set_parent_process_death_signal};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::runner::Wasi;
 use crate::{CompileError, Layout};
 
 /// How long one component may take.
@@ -132,7 +133,7 @@ fn compile(layout: Layout) -> Result<(), (u8, String)> {
     io::stdin()
         .read_to_end(&mut component)
         .map_err(|error| (1, format!("the component did not arrive: {error}")))?;
-    let code = wasmtime::Engine::new(&layout.config())
+    let code = wasmtime::Engine::new(&layout.config(Wasi::of(&component)))
         .map_err(|error| (1, format!("{error:#}")))?
         .precompile_component(&component)
         .map_err(|error| (EXIT_INVALID, format!("{error:#}")))?;

@@ -11,12 +11,14 @@ use wasmtime_wasi_http::p2::types::{
     HostFutureIncomingResponse, HostIncomingRequest, HostIncomingResponse, HostOutgoingRequest,
     HostOutgoingResponse, HostResponseOutparam,
 };
+use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::interface::http::Outgoing;
 use crate::limits::Limits;
 use crate::runnable::Recipe;
 use crate::shards::Handle;
+use crate::under_way::UnderWay;
 
 /// What every instance has: resources, WASI, outgoing HTTP, limits. Interfaces add nothing to it; their
 /// state lives in the closures they link.
@@ -26,6 +28,8 @@ pub struct Ctx {
     pub(crate) http: WasiHttpCtx,
     pub(crate) outgoing: Outgoing,
     pub(crate) limits: Limits,
+    /// Made when an asynchronous interface is called.
+    pub(crate) under_way: Option<UnderWay>,
     pub(crate) recipe: Handle<Recipe>,
 }
 
@@ -48,7 +52,9 @@ impl Ctx {
                 || resource.is::<HostResponseOutparam>()
                 || resource.is::<HostOutgoingRequest>()
                 || resource.is::<HostFutureIncomingResponse>()
-                || resource.is::<HostIncomingResponse>();
+                || resource.is::<HostIncomingResponse>()
+                || resource.is::<p3::Request>()
+                || resource.is::<p3::Response>();
             if of_the_call {
                 return None;
             }

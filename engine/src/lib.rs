@@ -29,8 +29,10 @@ mod limits;
 mod link;
 pub mod permits;
 mod runnable;
+mod runner;
 pub mod shards;
 mod tuning;
+mod under_way;
 mod warm;
 pub mod wit;
 
@@ -52,8 +54,7 @@ use compile::Compile;
 use compiler::Compiler;
 use futures::future::BoxFuture;
 use interface::Interfaces;
-use limits::Ticker;
-use permits::Permits;
+use runner::Runners;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,7 +62,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::PoolingAllocationConfig;
-use wasmtime::component::Linker;
 
 /// Who finishes a guest's work that outlives its response. The engine spawns nothing itself.
 pub type Background = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
@@ -103,7 +103,7 @@ pub struct Config {
 }
 
 /// How the pool of instances is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Instances {
     /// How many may live at once.
     pub max: u64,
@@ -130,22 +130,16 @@ pub enum Error {
 pub struct Engine(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) engine: wasmtime::Engine,
-    pub(crate) linker: Linker<Ctx>,
+    runners: Arc<Runners>,
     pub(crate) config: Config,
     pub(crate) plugins: Plugins,
     pub(crate) interfaces: Interfaces,
-    pub(crate) instances: Permits,
     outbound: Arc<Semaphore>,
     /// What is in use by digest, whatever the cache keeps.
     live: Mutex<HashMap<String, Weak<Compiled>>>,
     compiled: moka::future::Cache<String, Arc<Compiled>>,
     compile: Arc<Compile>,
-    _ticker: Ticker,
 }
-
-/// Calls that wait for an instance.
-const CALLS_WAITING_MAX: usize = 4_096;
 
 /// How many compiled components are kept that no workload uses.
 const COMPILED_IDLE_MAX: u64 = 64;
@@ -160,7 +154,6 @@ impl Engine {
         plugins: Plugins,
         interfaces: Interfaces,
     ) -> Result<Self, Error> {
-        let start = |error: wasmtime::Error| Error::Start(format!("{error:#}"));
         let wanted = tuning::Wanted {
             layout: config.layout,
             instances_max: config.instances_max,
@@ -169,15 +162,13 @@ impl Engine {
             address_bytes: config.address_bytes,
             pagemap: PoolingAllocationConfig::is_pagemap_scan_available(),
         };
-        let (engine, pool) = wanted.allocate()?;
-        config.layout = pool.layout;
-        config.instances_max = pool.instances;
-        config.memory_bytes_max = pool.memory_bytes_max;
-        let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(start)?;
-        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(start)?;
+        let runners = Arc::new(Runners::new(wanted)?);
+        let runner = runners.p2();
+        config.layout = runner.layout;
+        config.instances_max = runner.instances_max;
+        config.memory_bytes_max = runner.memory_bytes_max;
         let store = config.code_dir.as_deref().and_then(|dir| {
-            CodeStore::open(dir, &engine, config.code_bytes_max)
+            CodeStore::open(dir, &runner.engine, config.code_bytes_max)
                 .inspect_err(|error| {
                     tracing::warn!(
                         %error, dir = %dir.display(),
@@ -187,26 +178,21 @@ impl Engine {
                 .ok()
         });
         let compile = Compile {
-            engine: engine.clone(),
-            layout: config.layout,
+            runners: Arc::clone(&runners),
             permits: Arc::new(Semaphore::new(config.compiles_in_flight.max(1))),
             compiler: config.compiler.clone(),
             store,
             compiled: AtomicU64::new(0),
         };
-        let ticker = Ticker::start(engine.weak()).map_err(Error::Ticker)?;
         Ok(Self(Arc::new(Inner {
-            engine,
-            linker,
+            runners,
             plugins,
             interfaces,
             outbound: Arc::new(Semaphore::new(config.outbound.per_host)),
-            instances: Permits::new(config.instances_max as usize, CALLS_WAITING_MAX),
             live: Mutex::default(),
             compiled: moka::future::Cache::new(COMPILED_IDLE_MAX),
             compile: Arc::new(compile),
             config,
-            _ticker: ticker,
         })))
     }
 
@@ -237,14 +223,16 @@ impl Engine {
         Some(compiled)
     }
 
-    /// How the pool of instances is used.
+    /// How the pools of instances are used: of both engines, once the second is there.
     pub fn instances(&self) -> Instances {
-        let max = u64::from(self.0.config.instances_max);
-        Instances {
-            max,
-            live: max.saturating_sub(self.0.instances.free() as u64),
-            waiting: self.0.instances.waiting() as u64,
+        let mut all = Instances::default();
+        for runner in self.0.runners.made() {
+            let max = u64::from(runner.instances_max);
+            all.max += max;
+            all.live += max.saturating_sub(runner.instances.free() as u64);
+            all.waiting += runner.instances.waiting() as u64;
         }
+        all
     }
 
     /// What was done with compiled code so far.

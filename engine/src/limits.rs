@@ -149,6 +149,11 @@ impl Limits {
         self.refused = None;
     }
 
+    /// Of the call that runs.
+    pub(crate) fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
+    }
+
     /// Whether another instance as large as this one would fit beside it.
     pub(crate) fn has_room(&self) -> bool {
         let used = self.budget.used.load(Ordering::Relaxed);

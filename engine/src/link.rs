@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::Engine;
 use crate::allowed_hosts::AllowedHosts;
@@ -10,13 +11,14 @@ use crate::compile::Compiled;
 use crate::ctx::Owner;
 use crate::interface::http::{Egress, Turns};
 use crate::interface::messaging::MessagingHandlerPre;
+use crate::interface::messaging_p3;
 use crate::interface::{Interface, InterfaceError, Need};
 use crate::limits::MemoryBudget;
 use crate::runnable::{Recipe, Runnable};
 use crate::warm::Reuse;
 use crate::wit::{Import, WitInterface, WitName};
 
-/// Packages of WASI 0.2 that are always linked.
+/// Packages of WASI that are always linked.
 const ALWAYS: [&str; 7] = [
     "io",
     "clocks",
@@ -138,7 +140,7 @@ pub(crate) async fn link(
         by_interface.entry(index).or_default().push(import);
     }
 
-    let mut linker = inner.linker.clone();
+    let mut linker = compiled.runner.linker.clone();
     for (index, imports) in by_interface {
         if let Some(interface) = inner.interfaces.get(index) {
             interface.link(&mut linker, &imports, &need).await?;
@@ -154,20 +156,39 @@ pub(crate) async fn link(
             .exported()
             .any(|name| name.package == package && name.interface == interface)
     };
+    let service = exports("http", "handler")
+        .then(|| ServicePre::new(pre.clone()))
+        .transpose()
+        .map_err(mismatch)?;
     let http = exports("http", "incoming-handler")
         .then(|| ProxyPre::new(pre.clone()))
         .transpose()
         .map_err(mismatch)?;
-    let messaging = exports("messaging", "handler")
+    let handles = |minor| {
+        let mut exported = compiled.exported();
+        let is_handler = |name: WitName| {
+            name.is_of("wasmcloud", "messaging")
+                && name.interface == "handler"
+                && name.version.is_none_or(|version| version.minor == minor)
+        };
+        exported.any(is_handler)
+    };
+    let messaging = handles(2)
         .then(|| MessagingHandlerPre::new(pre.clone()))
         .transpose()
         .map_err(mismatch)?;
+    let messaging_p3 = handles(3)
+        .then(|| messaging_p3::MessagingHandlerPre::new(pre.clone()))
+        .transpose()
+        .map_err(mismatch)?;
     let recipe = Recipe {
-        share: inner.instances.share(),
+        share: compiled.runner.instances.share(),
         engine: engine.clone(),
-        _compiled: Arc::clone(compiled),
+        compiled: Arc::clone(compiled),
+        service,
         http,
         messaging,
+        messaging_p3,
         owner: grant.owner,
         environment: grant.environment.into_iter().collect(),
         egress: Egress::new(
@@ -188,6 +209,21 @@ fn check(import: &Import, interface: &dyn Interface, need: &Need<'_>) -> Result<
     match &import.label {
         Some(label) if !interface.labels().contains(&wit.interface.as_str()) => {
             Err(no_labels(label, wit))
+        }
+        Some(_) if interface.keys().contains(&wit.interface.as_str()) => {
+            let plain = Import {
+                label: None,
+                wit: wit.clone(),
+            };
+            match need.entry(&plain) {
+                Some(_) => Ok(()),
+                None => Err(LinkError::Undeclared {
+                    import: import.to_string(),
+                    namespace,
+                    package,
+                    interface: named,
+                }),
+            }
         }
         Some(label) if need.entry(import).is_none() => Err(LinkError::NoBackend {
             label: label.clone(),
@@ -228,6 +264,6 @@ fn not_served(engine: &Engine, import: &str) -> LinkError {
         .collect();
     LinkError::NotServed {
         import: import.to_owned(),
-        served: format!("WASI 0.2, {}", served.join(", ")),
+        served: format!("WASI 0.2 and 0.3, {}", served.join(", ")),
     }
 }

@@ -6,19 +6,26 @@ use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
 use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
+use crate::interface::messaging_p3;
 use crate::invoke::Error;
 use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
 use crate::permits::{Permit, Share};
+use crate::runner::Wasi;
 use crate::shards::{Handle, Spread};
 use crate::warm::{Reuse, Warm};
 use crate::{Compiled, Engine};
 
 /// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
 const RESOURCES_MAX: usize = 1_024;
+
+/// Handles one asynchronous instance may have: to resources, but also calls under way, streams and futures, which a
+/// guest has for nothing and the host remembers.
+const HANDLES_MAX: usize = 4_096;
 
 /// Bytes a guest may hand to the host in one call.
 const HOSTCALL_BYTES_MAX: usize = 24 << 20;
@@ -36,17 +43,23 @@ struct Linked {
 /// The instances of one component that serve more than one call. They refer to its [`Recipe`], so that
 /// must not refer to them.
 pub(crate) struct WarmSets {
+    pub(crate) service: Warm<Service>,
     pub(crate) http: Warm<Proxy>,
     pub(crate) messaging: Warm<MessagingHandler>,
+    pub(crate) messaging_p3: Warm<messaging_p3::MessagingHandler>,
 }
 
 /// What all instances of a component have in common.
 pub(crate) struct Recipe {
     pub(crate) engine: Engine,
     /// Kept so that others with the same digest find it.
-    pub(crate) _compiled: Arc<Compiled>,
+    pub(crate) compiled: Arc<Compiled>,
+    /// Goes before `http`, if a component has both.
+    pub(crate) service: Option<ServicePre<Ctx>>,
     pub(crate) http: Option<ProxyPre<Ctx>>,
     pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
+    /// Goes before `messaging`.
+    pub(crate) messaging_p3: Option<messaging_p3::MessagingHandlerPre<Ctx>>,
     pub(crate) owner: Arc<Owner>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) egress: Egress,
@@ -60,8 +73,10 @@ impl Runnable {
         let warm = (reuse.instances_max > 0).then(|| {
             let live = Arc::default();
             Spread::new(WarmSets {
+                service: Warm::new(reuse, &live),
                 http: Warm::new(reuse, &live),
                 messaging: Warm::new(reuse, &live),
+                messaging_p3: Warm::new(reuse, &live),
             })
         });
         let recipe = Spread::new(recipe);
@@ -78,12 +93,12 @@ impl Runnable {
 
     /// Whether it answers HTTP requests.
     pub fn serves_http(&self) -> bool {
-        self.0.recipe.http.is_some()
+        self.0.recipe.http.is_some() || self.0.recipe.service.is_some()
     }
 
     /// Whether it handles messages.
     pub fn handles_messages(&self) -> bool {
-        self.0.recipe.messaging.is_some()
+        self.0.recipe.messaging.is_some() || self.0.recipe.messaging_p3.is_some()
     }
 
     /// Who it is.
@@ -107,9 +122,9 @@ fn allow_call(store: &mut Store<Ctx>) {
 /// Whether an instance may be kept for the next call: neither the pool nor the component's memory is short.
 pub(crate) fn is_roomy(store: &Store<Ctx>) -> bool {
     let ctx = store.data();
-    let inner = &ctx.recipe.engine.0;
-    let spare = inner.config.instances_max as usize / 4;
-    inner.instances.free() >= spare && ctx.limits.has_room()
+    let runner = &ctx.recipe.compiled.runner;
+    let spare = runner.instances_max as usize / 4;
+    runner.instances.free() >= spare && ctx.limits.has_room()
 }
 
 impl Recipe {
@@ -138,9 +153,13 @@ impl Recipe {
             http: WasiHttpCtx::new(),
             outgoing: Outgoing(recipe.clone()),
             limits: Limits::new(recipe.memory.clone(), meter, inner.config.call_cpu_max),
+            under_way: None,
             recipe: recipe.clone(),
         };
-        let mut store = Store::new(&inner.engine, ctx);
+        let mut store = Store::new(&recipe.compiled.runner.engine, ctx);
+        if recipe.compiled.runner.wasi == Wasi::P3 {
+            store.set_max_component_handles(HANDLES_MAX);
+        }
         store.limiter(|ctx| &mut ctx.limits);
         store.epoch_deadline_callback(epoch_passed);
         allow_call(&mut store);

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::Error;
+use crate::runner::Wasi;
 
 /// Address space of one memory with [`Layout::Checked`], in bytes, and so its largest size.
 pub const CHECKED_MEMORY_BYTES_MAX: u64 = 64 << 20;
@@ -47,13 +48,13 @@ impl Layout {
     }
 
     /// What the compiler has to know; without an allocator.
-    pub(crate) fn config(self) -> wasmtime::Config {
+    pub(crate) fn config(self, wasi: Wasi) -> wasmtime::Config {
         let mut config = wasmtime::Config::new();
         config.epoch_interruption(true);
         // Labelled imports: one interface, several backends.
         config.wasm_component_model_implements(true);
-        // Only WASI 0.2 runs on this engine, and it pays for concurrency support without using it.
-        config.concurrency_support(false);
+        // WASI 0.2 would pay for concurrency without using it.
+        config.concurrency_support(wasi == Wasi::P3);
         if self == Self::Checked {
             config
                 .signals_based_traps(false)
@@ -157,13 +158,13 @@ impl Wanted {
     ///
     /// # Errors
     /// [`Error::Start`] when wasmtime does not even start without a pool.
-    pub(crate) fn allocate(self) -> Result<(wasmtime::Engine, Pool), Error> {
+    pub(crate) fn allocate(self, wasi: Wasi) -> Result<(wasmtime::Engine, Pool), Error> {
         // The first that is wanted may not even have been tried.
         let wanted = self.pool(self.layout, self.affordable());
         let mut refused = (self.pools().next() != Some(wanted))
             .then(|| format!("half of an address space of {} bytes", self.address_bytes));
         for pool in self.pools() {
-            match wasmtime::Engine::new(&pool.config()) {
+            match wasmtime::Engine::new(&pool.config(wasi)) {
                 Ok(engine) => {
                     let Pool {
                         layout,
@@ -193,7 +194,7 @@ impl Wanted {
         );
         // Few, because each still needs its memory's address space.
         let pool = self.pool(Layout::Checked, INSTANCES_MIN);
-        let engine = wasmtime::Engine::new(&pool.layout.config())
+        let engine = wasmtime::Engine::new(&pool.layout.config(wasi))
             .map_err(|error| Error::Start(format!("{error:#}")))?;
         Ok((engine, pool))
     }
@@ -210,15 +211,21 @@ impl Pool {
         instance.saturating_mul(self.instances.into())
     }
 
-    fn config(self) -> wasmtime::Config {
+    fn config(self, wasi: Wasi) -> wasmtime::Config {
         let keep = usize::try_from(self.keep_bytes).unwrap_or(usize::MAX);
+        // An instance has one stack; an asynchronous one has one for each of its tasks that waits in a
+        // synchronous call.
+        let stacks = match wasi {
+            Wasi::P2 => 1,
+            Wasi::P3 => 4,
+        };
         let mut pool = PoolingAllocationConfig::new();
         // A component is about four core instances, with one or two memories and tables.
         pool.total_component_instances(self.instances)
             .total_core_instances(self.instances.saturating_mul(6))
             .total_memories(self.instances.saturating_mul(2))
             .total_tables(self.instances.saturating_mul(4))
-            .total_stacks(self.instances)
+            .total_stacks(self.instances.saturating_mul(stacks))
             // What no component needs, none may have: one could take the whole pool.
             .max_core_instances_per_component(64)
             .max_memories_per_component(16)
@@ -233,7 +240,7 @@ impl Pool {
                 true => Enabled::Yes,
                 false => Enabled::No,
             });
-        let mut config = self.layout.config();
+        let mut config = self.layout.config(wasi);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         config
     }
@@ -321,11 +328,11 @@ mod tests {
         let pool = old.pools().next().unwrap();
         assert_eq!((pool.keep_bytes, pool.pagemap), (KEEP_BLIND_BYTES, false));
         // And works here, whatever this kernel can do.
-        wasmtime::Engine::new(&old.pool(Layout::Guarded, 8).config()).unwrap();
+        wasmtime::Engine::new(&old.pool(Layout::Guarded, 8).config(Wasi::P2)).unwrap();
     }
 
     #[test]
-    fn code_depends_on_the_layout_alone() {
+    fn code_depends_on_the_layout_and_the_engine_alone() {
         let hash = |config: &wasmtime::Config| {
             use std::hash::{DefaultHasher, Hash, Hasher};
             let mut hasher = DefaultHasher::new();
@@ -333,12 +340,14 @@ mod tests {
             engine.precompile_compatibility_hash().hash(&mut hasher);
             hasher.finish()
         };
-        let [guarded, checked] =
-            [Layout::Guarded, Layout::Checked].map(|layout| hash(&layout.config()));
-        assert_ne!(guarded, checked);
-        for (layout, alone) in [(Layout::Guarded, guarded), (Layout::Checked, checked)] {
-            let pool = WANTED.pool(layout, 16);
-            assert_eq!(hash(&pool.config()), alone, "{layout}");
+        let mut seen = std::collections::BTreeSet::new();
+        for layout in [Layout::Guarded, Layout::Checked] {
+            for wasi in Wasi::ALL {
+                let alone = hash(&layout.config(wasi));
+                let pool = WANTED.pool(layout, 16);
+                assert_eq!(hash(&pool.config(wasi)), alone, "{layout} {wasi:?}");
+                assert!(seen.insert(alone), "{layout} {wasi:?}");
+            }
         }
     }
 

@@ -123,6 +123,9 @@ impl<T> Warm<T> {
         let Some(now) = live.store.data_mut().kept_resources() else {
             return;
         };
+        // Calls, streams and futures of an asynchronous guest.
+        let under_way = live.store.concurrent_resource_table();
+        let now = now + under_way.map_or(0, |table| table.iter_mut().count());
         let kept = *reused.kept.get_or_insert(now);
         if now <= kept && kept <= KEPT_RESOURCES_MAX {
             let idle = self.idle.here().lock();

@@ -227,7 +227,8 @@ fn declare<'a>(interfaces: &mut Vec<Interface>, names: impl Iterator<Item = (&'a
                 name.package.as_str(),
                 "io" | "clocks" | "random" | "cli" | "filesystem" | "sockets"
             );
-        let outgoing = name.is_of("wasi", "http") && name.interface != "incoming-handler";
+        let incoming = ["incoming-handler", "handler"].contains(&name.interface.as_str());
+        let outgoing = name.is_of("wasi", "http") && !incoming;
         if always || outgoing || name.interface == "types" {
             continue;
         }

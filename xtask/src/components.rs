@@ -22,9 +22,12 @@ const TARGET: &str = "wasm32-wasip2";
 type Place = fn(&str) -> String;
 
 /// The workspaces of guests, and where each keeps the file of a guest.
-const WORKSPACES: [(&str, Place); 3] = [
+const WORKSPACES: [(&str, Place); 4] = [
     ("examples", |name| format!("{name}/{name}.wasm")),
     ("tests/components", |name| format!("wasm/{name}.wasm")),
+    ("tests/async", |name| {
+        format!("../components/wasm/{name}.wasm")
+    }),
     ("tests/labelled", |name| {
         format!("../components/wasm/{name}.wasm")
     }),
@@ -272,6 +275,7 @@ mod tests {
             for name in guests(&workspace).unwrap() {
                 let world = committed(&format!("{folder}/{}", place(&name)));
                 let driven = world.contains("export wasi:http/incoming-handler@0.2")
+                    || world.contains("export wasi:http/handler@0.3")
                     || world.contains("export wasmcloud:messaging/handler@0.2");
                 assert!(driven, "{folder}/{name}: {world:?}");
             }

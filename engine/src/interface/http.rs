@@ -354,4 +354,8 @@ impl WasiHttpHooks for Outgoing {
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         64 << 10
     }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        64 << 10
+    }
 }

@@ -138,7 +138,7 @@ impl consumer::Host for View {
 }
 
 /// Neither the message nor an answer to it, which others send, may go where components have no business.
-fn allowed(message: &Message) -> Result<(), Error> {
+pub(super) fn allowed(message: &Message) -> Result<(), Error> {
     let mut to = std::iter::once(&message.subject).chain(&message.reply_to);
     match to.find(|subject| !may_send(subject)) {
         Some(subject) => Err(Error::Reserved(subject.clone())),

@@ -9,7 +9,9 @@ pub(crate) mod http;
 pub(crate) mod keyvalue;
 pub(crate) mod logging;
 pub(crate) mod messaging;
+pub(crate) mod messaging_p3;
 pub(crate) mod secrets;
+pub(crate) mod secrets_p3;
 
 use async_trait::async_trait;
 use capabilities::plugin::{Ask, OpenError, Plugin, Plugins, Settings};
@@ -29,6 +31,11 @@ pub trait Interface: Send + Sync + 'static {
 
     /// The interfaces among them that may be imported under labels, each label another host interface entry.
     fn labels(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The interfaces among [`labels`](Interface::labels) whose labels are keys within the entry without a name.
+    fn keys(&self) -> &'static [&'static str] {
         &[]
     }
 
@@ -89,7 +96,9 @@ impl Default for Interfaces {
             .with(config::Config)
             .with(logging::Logging)
             .with(messaging::Messaging)
+            .with(messaging_p3::Messaging)
             .with(secrets::Secrets)
+            .with(secrets_p3::Secrets)
     }
 }
 

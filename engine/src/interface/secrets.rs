@@ -76,7 +76,7 @@ impl Interface for Secrets {
 }
 
 /// That of the backend which the entry names; without one, the entry's own values.
-async fn open(need: &Need<'_>, entry: &WitInterface) -> Result<Route, InterfaceError> {
+pub(super) async fn open(need: &Need<'_>, entry: &WitInterface) -> Result<Route, InterfaceError> {
     if entry.config.contains_key("backend") {
         return need
             .open("secrets", entry, &[], |plugin, ask| async move {

@@ -1,4 +1,5 @@
-//! `wasi:http/incoming-handler@0.2`: the guest is polled inside the connection's task.
+//! `wasi:http`, of which [`service`](super::service) has what is different in 0.3: the guest is polled inside
+//! the connection's task.
 //!
 //! ```text
 //! request ─► instance  ─► guest future ──polled by──► http()   until the response's head is there
@@ -16,6 +17,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -25,8 +27,9 @@ use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme as WitScheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::p3::bindings::Service;
 
-use super::Error;
+use super::{Error, service};
 use crate::Background;
 use crate::ctx::Ctx;
 use crate::interface::http::unreadable;
@@ -40,13 +43,25 @@ use crate::warm::Live;
 const MERGED_BYTES_MAX: usize = 64 << 10;
 
 type Guest = Pin<Box<dyn Future<Output = Result<Returned, Box<Failed>>> + Send>>;
+/// What moves a body on whose guest has returned; it ends only if that fails.
+type Rest = Pin<Box<dyn Future<Output = Box<Failed>> + Send>>;
 type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
 /// A guest that failed. Its store is kept, because the body would look complete if the writing end went.
-struct Failed {
+pub(super) struct Failed {
     error: Error,
     _store: Option<Store<Ctx>>,
     _permit: Option<Permit>,
+}
+
+impl Failed {
+    pub(super) fn keeping(error: Error, store: Store<Ctx>, permit: Permit) -> Box<Self> {
+        Box::new(Self {
+            error,
+            _store: Some(store),
+            _permit: Some(permit),
+        })
+    }
 }
 
 impl From<Error> for Box<Failed> {
@@ -60,13 +75,29 @@ impl From<Error> for Box<Failed> {
 }
 
 /// A guest that has returned, with its instance if that may serve again.
-struct Returned(Option<(Handle<WarmSets>, Live<Proxy>)>);
+pub(super) enum Returned {
+    Spent,
+    Sync(Handle<WarmSets>, Live<Proxy>),
+    /// Streams pass through its store, so that lives until the body is complete, warm or not.
+    Async(Option<Handle<WarmSets>>, Live<Service>),
+}
 
 impl Returned {
     /// The response is complete: the instance may serve the next call.
     fn reuse(self) {
-        if let Some((warm, live)) = self.0 {
-            warm.http.give_back(live);
+        match self {
+            Self::Sync(warm, live) => warm.http.give_back(live),
+            Self::Async(Some(warm), live) => warm.service.give_back(live),
+            Self::Spent | Self::Async(None, _) => {}
+        }
+    }
+
+    /// The response is not complete. What finishes it, if anything does; a synchronous instance goes, and
+    /// with it a body that nobody will finish ends.
+    fn rest(self) -> Option<Rest> {
+        match self {
+            Self::Async(_, live) => Some(service::pump(live)),
+            Self::Spent | Self::Sync(..) => None,
         }
     }
 }
@@ -109,6 +140,15 @@ impl Runnable {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let is_head = request.method() == Method::HEAD;
+        let (warm, meter) = (self.warm(), Meter::new());
+        if recipe.service.is_some() {
+            let (sender, answer) = oneshot::channel();
+            let metered = Arc::clone(&meter);
+            let run = service::run(recipe, warm, metered, request, scheme.clone(), sender);
+            let guest = Box::pin(Metered::new(meter, run));
+            return respond(guest, answer, is_head, background).await;
+        }
         if recipe.http.is_none() {
             return Err(Error::NotExported("wasi:http/incoming-handler"));
         }
@@ -117,56 +157,58 @@ impl Runnable {
         } else {
             WitScheme::Http
         };
-        let is_head = request.method() == Method::HEAD;
-        let (sender, mut answer) = oneshot::channel();
-        let meter = Meter::new();
-        let run = run(
-            recipe,
-            self.warm(),
-            Arc::clone(&meter),
-            request,
-            scheme,
-            sender,
-        );
-        let mut guest: Guest = Box::pin(Metered::new(meter, run));
-        let mut outcome = None;
-        let answer = tokio::select! {
-            biased;
-            ended = &mut guest => {
-                outcome = Some(ended);
-                answer.try_recv().ok()
-            }
-            answer = &mut answer => answer.ok(),
-        };
-        match (answer, outcome) {
-            (Some(Ok(response)), outcome) => {
-                let (head, body) = response.into_parts();
-                let owed = owed(is_head, &head, &body);
-                let mut body = GuestBody {
-                    body,
-                    collected: VecDeque::new(),
-                    whole: None,
-                    guest: None,
-                    failed: None,
-                    owed,
-                    ended: owed == Some(0),
-                };
-                match outcome {
-                    None => body.guest = Some((guest, Arc::clone(background))),
-                    Some(Ok(returned)) => body.take_rest(returned),
-                    Some(Err(failed)) => body.failed = Some(failed),
-                }
-                Ok(Response::from_parts(head, body))
-            }
-            (Some(Err(code)), _) => Err(Error::Code(format!("{code:?}"))),
-            (None, Some(Err(failed))) => Err(failed.error),
-            (None, Some(Ok(_))) => Err(Error::NoResponse),
-            // The outparam was dropped: the guest is about to return, or to trap.
-            (None, None) => match guest.await {
-                Ok(_) => Err(Error::NoResponse),
-                Err(failed) => Err(failed.error),
-            },
+        let (sender, answer) = oneshot::channel();
+        let run = run(recipe, warm, Arc::clone(&meter), request, scheme, sender);
+        let guest = Box::pin(Metered::new(meter, run));
+        respond(guest, answer, is_head, background).await
+    }
+}
+
+/// Polls `guest` until the head of its response is there.
+async fn respond<C: fmt::Debug>(
+    mut guest: Guest,
+    mut answer: oneshot::Receiver<Result<Response<HyperOutgoingBody>, C>>,
+    is_head: bool,
+    background: &Background,
+) -> Result<Response<GuestBody>, Error> {
+    let mut outcome = None;
+    let answer = tokio::select! {
+        biased;
+        ended = &mut guest => {
+            outcome = Some(ended);
+            answer.try_recv().ok()
         }
+        answer = &mut answer => answer.ok(),
+    };
+    match (answer, outcome) {
+        (Some(Ok(response)), outcome) => {
+            let (head, body) = response.into_parts();
+            let owed = owed(is_head, &head, &body);
+            let mut body = GuestBody {
+                body,
+                collected: VecDeque::new(),
+                whole: None,
+                guest: None,
+                rest: None,
+                failed: None,
+                owed,
+                ended: owed == Some(0),
+            };
+            match outcome {
+                None => body.guest = Some((guest, Arc::clone(background))),
+                Some(Ok(returned)) => body.take_rest(returned),
+                Some(Err(failed)) => body.failed = Some(failed),
+            }
+            Ok(Response::from_parts(head, body))
+        }
+        (Some(Err(code)), _) => Err(Error::Code(format!("{code:?}"))),
+        (None, Some(Err(failed))) => Err(failed.error),
+        (None, Some(Ok(_))) => Err(Error::NoResponse),
+        // The outparam was dropped: the guest is about to return, or to trap.
+        (None, None) => match guest.await {
+            Ok(_) => Err(Error::NoResponse),
+            Err(failed) => Err(failed.error),
+        },
     }
 }
 
@@ -201,7 +243,7 @@ where
     B::Error: Into<BoxError>,
 {
     let Some(pre) = &recipe.http else {
-        return Ok(Returned(None));
+        return Ok(Returned::Spent);
     };
     let taken = warm.as_ref().and_then(|warm| warm.http.take(&meter));
     let mut live = match taken {
@@ -233,14 +275,10 @@ where
         .map_err(refused)?;
     let handler = live.exports.wasi_http_incoming_handler();
     match handler.call_handle(store, request, outparam).await {
-        Ok(()) => Ok(Returned(warm.map(|warm| (warm, live)))),
+        Ok(()) => Ok(warm.map_or(Returned::Spent, |warm| Returned::Sync(warm, live))),
         Err(error) => {
             let error = recipe.trapped(&live.store, error);
-            Err(Box::new(Failed {
-                error,
-                _store: Some(live.store),
-                _permit: Some(live.permit),
-            }))
+            Err(Failed::keeping(error, live.store, live.permit))
         }
     }
 }
@@ -254,6 +292,7 @@ pub struct GuestBody {
     whole: Option<u64>,
     /// Who still runs, and who finishes that when the body is done.
     guest: Option<(Guest, Background)>,
+    rest: Option<Rest>,
     failed: Option<Box<Failed>>,
     /// Bytes the client still waits for, where that is known.
     owed: Option<u64>,
@@ -280,9 +319,9 @@ impl GuestBody {
                 Poll::Pending => break false,
             }
         };
-        // Otherwise the instance goes: with it a body that nobody will finish ends.
-        if is_whole {
-            returned.reuse();
+        match is_whole {
+            true => returned.reuse(),
+            false => self.rest = returned.rest(),
         }
         let is_data = |part: &Result<Frame<Bytes>, Error>| part.as_ref().is_ok_and(Frame::is_data);
         if !is_whole || !self.collected.iter().all(is_data) {
@@ -320,6 +359,12 @@ impl Body for GuestBody {
                 Err(failed) => this.failed = Some(failed),
             }
         }
+        if let Some(rest) = &mut this.rest
+            && let Poll::Ready(failed) = rest.as_mut().poll(cx)
+        {
+            this.rest = None;
+            this.failed = Some(failed);
+        }
         let polled = match this.collected.pop_front() {
             Some(part) => Poll::Ready(Some(part)),
             None if this.whole.is_some() => Poll::Ready(None),
@@ -342,7 +387,14 @@ impl Body for GuestBody {
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Ready(None) => {
                 this.ended = true;
-                Poll::Ready(None)
+                // Asked for once: a body shorter than its head said is not whole.
+                match this.owed.take() {
+                    None | Some(0) => Poll::Ready(None),
+                    Some(owed) => {
+                        let why = format!("the body ended {owed} bytes early");
+                        Poll::Ready(Some(Err(Error::Trap(why))))
+                    }
+                }
             }
             // Nothing more will be written, and the body was not finished.
             Poll::Pending => match this.failed.take() {

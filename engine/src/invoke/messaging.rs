@@ -1,9 +1,9 @@
-//! `wasmcloud:messaging/handler@0.2.0`: one message, one call.
+//! `wasmcloud:messaging/handler@0.2.0`: one message, one call. A component that handles 0.3, too, does that.
 
 use capabilities::messaging::Message;
 use std::sync::Arc;
 
-use super::Error;
+use super::{Error, Unhandled, messaging_p3};
 use crate::limits::{Meter, Metered};
 use crate::runnable::{Recipe, Runnable};
 use crate::warm::{Live, Warm};
@@ -14,8 +14,11 @@ impl Runnable {
     /// # Errors
     /// All of [`Error`] but [`Error::NoResponse`].
     /// Source: `wasmcloud:messaging/handler.handle-message`.
-    pub async fn message(&self, message: Message) -> Result<Result<(), String>, Error> {
+    pub async fn message(&self, message: Message) -> Result<Result<(), Unhandled>, Error> {
         let (recipe, warm) = (self.recipe(), self.warm());
+        if recipe.messaging_p3.is_some() {
+            return messaging_p3::deliver(recipe, warm, message).await;
+        }
         let warm = warm.as_ref().map(|warm| &warm.messaging);
         let Some(pre) = &recipe.messaging else {
             return Err(Error::NotExported("wasmcloud:messaging/handler"));
@@ -41,7 +44,7 @@ impl Runnable {
             if let Some(warm) = warm {
                 warm.give_back(live);
             }
-            Ok(called)
+            Ok(called.map_err(Unhandled::Failed))
         });
         tokio::time::timeout(limit, Box::pin(call))
             .await

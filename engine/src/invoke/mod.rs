@@ -3,10 +3,27 @@
 
 mod http;
 mod messaging;
+mod messaging_p3;
+mod service;
 
 pub use http::GuestBody;
 
 use std::time::Duration;
+
+/// Why a guest did not handle a message, in its own words.
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unhandled {
+    /// It never will.
+    #[error("rejected")]
+    Reject,
+    /// It may, later.
+    #[error("to be delivered again")]
+    Retry,
+    /// It failed; it may not, later.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Why a call failed.
 #[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]

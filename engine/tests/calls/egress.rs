@@ -184,3 +184,30 @@ async fn a_body_that_stops_is_a_timeout() {
         "error: connection read timeout\n"
     );
 }
+
+#[tokio::test]
+async fn an_asynchronous_guest_asks_under_the_same_rules() {
+    let servers = futures::join!(Server::start(Answers::Whole), Server::start(Answers::Whole));
+    let [a, b] =
+        [servers.0, servers.1].map(|server| (format!("http://{}/", server.address), server));
+    let relay = guest("relay", &["127.0.0.1"]).await;
+    assert_eq!(
+        read(&relay, &format!("/fetch?url={}", a.0)).await,
+        "200 served"
+    );
+    assert_eq!(
+        read(&relay, &format!("/both?a={}&b={}", a.0, b.0)).await,
+        "200 200"
+    );
+    for (allowed, code) in [
+        ([].as_slice(), "HttpRequestDenied"),
+        (&["*"], "DestinationIpProhibited"),
+    ] {
+        let relay = guest("relay", allowed).await;
+        let asked = get(&relay, &format!("/fetch?url={}", a.0)).await;
+        match asked.map(|response| response.status()) {
+            Err(engine::invoke::Error::Code(said)) => assert!(said.contains(code), "{said}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -113,10 +113,13 @@ impl Delivering {
                     workload,
                     component,
                     subject,
-                    error,
+                    %error,
                     "handler refused a message"
                 );
-                Outcome::Retry(None)
+                match error {
+                    invoke::Unhandled::Reject => Outcome::Reject,
+                    _ => Outcome::Retry(None),
+                }
             }
             Some(Err(invoke::Error::Busy)) => {
                 tracing::warn!(

@@ -16,10 +16,22 @@ pub fn drives() -> &'static [Served] {
             version: "0.2.0",
         },
         Served {
+            namespace: "wasi",
+            package: "http",
+            interfaces: &["handler"],
+            version: "0.3.0",
+        },
+        Served {
             namespace: "wasmcloud",
             package: "messaging",
             interfaces: &["handler"],
             version: "0.2.0",
+        },
+        Served {
+            namespace: "wasmcloud",
+            package: "messaging",
+            interfaces: &["handler"],
+            version: "0.3.0",
         },
     ]
 }

@@ -216,7 +216,7 @@ impl Actor {
         let Some(target) = runnables.iter().find(|runnable| runnable.serves_http()) else {
             tracing::warn!(
                 id = %self.spec.id, workload = self.spec.name,
-                "a wasi:http interface is declared, but no component exports incoming-handler"
+                "a wasi:http interface is declared, but no component exports incoming-handler (WASI 0.2) or handler (WASI 0.3)"
             );
             return Ok(None);
         };

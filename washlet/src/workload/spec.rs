@@ -456,7 +456,7 @@ fn reuse(component: &wire::Component) -> Reuse {
     if component.max_concurrency > 1 {
         tracing::info!(
             component = component.name,
-            "maxConcurrency is above 1, but an instance for WASI 0.2 serves one call at a time"
+            "maxConcurrency is above 1, but an instance serves one call at a time"
         );
     }
     Reuse {

@@ -1,6 +1,7 @@
 //! Blobs: what a container means, once, whatever the WIT package and the storage.
 
 mod p2;
+mod p3;
 mod streams;
 
 use async_trait::async_trait;
@@ -33,18 +34,26 @@ const BODIES_MAX: usize = 256;
 /// How long one more body waits for one to be closed.
 const BODY_WAIT: Duration = Duration::from_secs(5);
 
-/// Serves `wasi:blobstore`.
+/// Serves `wasi:blobstore` and `wasmcloud:blobstore`.
 pub(crate) struct Blobstore;
 
 #[async_trait]
 impl Interface for Blobstore {
     fn serves(&self) -> &'static [Served] {
-        &[Served {
-            namespace: "wasi",
-            package: "blobstore",
-            interfaces: &["blobstore", "container", "types"],
-            version: "0.2.0-draft",
-        }]
+        &[
+            Served {
+                namespace: "wasi",
+                package: "blobstore",
+                interfaces: &["blobstore", "container", "types"],
+                version: "0.2.0-draft",
+            },
+            Served {
+                namespace: "wasmcloud",
+                package: "blobstore",
+                interfaces: &["blobstore", "container", "types"],
+                version: "0.1.0",
+            },
+        ]
     }
 
     fn labels(&self) -> &'static [&'static str] {
@@ -62,28 +71,46 @@ impl Interface for Blobstore {
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
         let bodies = Arc::new(Semaphore::new(BODIES_MAX));
-        // Containers know their storage, so what takes them may be linked with any.
-        let mut any = None;
-        let mut without = Vec::new();
-        for import in imports {
-            let Some(entry) = need.entry(import) else {
-                without.push(import);
-                continue;
-            };
-            let route = match &any {
-                Some((opened, route)) if *opened == &entry.name => Arc::clone(route),
-                _ => open(need, entry, &bodies).await?,
-            };
-            p2::link(linker, import, &route)?;
-            any.get_or_insert((&entry.name, route));
-        }
-        let Some((_, route)) = any else {
-            return Ok(());
-        };
-        without
-            .into_iter()
-            .try_for_each(|import| p2::link(linker, import, &route))
+        // Each package has entries of its own, which may have the same names.
+        let (wasmcloud, wasi): (Vec<_>, Vec<_>) = imports
+            .iter()
+            .partition(|import| import.wit.namespace == "wasmcloud");
+        link(linker, &wasi, need, &bodies, p2::link).await?;
+        link(linker, &wasmcloud, need, &bodies, p3::link).await
     }
+}
+
+/// Links one import of a package.
+type Add = fn(&mut Linker<Ctx>, &Import, &Arc<Containers>) -> Result<(), InterfaceError>;
+
+async fn link(
+    linker: &mut Linker<Ctx>,
+    imports: &[&Import],
+    need: &Need<'_>,
+    bodies: &Arc<Semaphore>,
+    add: Add,
+) -> Result<(), InterfaceError> {
+    // Containers know their storage, so what takes them may be linked with any.
+    let mut any = None;
+    let mut without = Vec::new();
+    for import in imports {
+        let Some(entry) = need.entry(import) else {
+            without.push(*import);
+            continue;
+        };
+        let route = match &any {
+            Some((opened, route)) if *opened == &entry.name => Arc::clone(route),
+            _ => open(need, entry, bodies).await?,
+        };
+        add(linker, import, &route)?;
+        any.get_or_insert((&entry.name, route));
+    }
+    let Some((_, route)) = any else {
+        return Ok(());
+    };
+    without
+        .into_iter()
+        .try_for_each(|import| add(linker, import, &route))
 }
 
 async fn open(

@@ -1,14 +1,16 @@
 //! Key-value: what a bucket means, once, whatever the WIT package and the storage.
 
 mod p2;
+mod p3;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use capabilities::keyvalue::{Error, Guard, KeyRange, KeyValueStore, Page, Put, check_key};
+use capabilities::keyvalue::{Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, check_key};
 use capabilities::plugin::Settings;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use wasmtime::component::Linker;
 
 use super::{Interface, InterfaceError, Need};
@@ -24,18 +26,26 @@ const BATCH_BYTES_MAX: usize = 32 << 20;
 /// How many keys one page of a listing holds.
 const PAGE_KEYS: usize = 1_000;
 
-/// Serves `wasi:keyvalue`.
+/// Serves `wasi:keyvalue` and `wasmcloud:keyvalue`.
 pub(crate) struct KeyValue;
 
 #[async_trait]
 impl Interface for KeyValue {
     fn serves(&self) -> &'static [Served] {
-        &[Served {
-            namespace: "wasi",
-            package: "keyvalue",
-            interfaces: &["store", "atomics", "batch"],
-            version: "0.2.0-draft",
-        }]
+        &[
+            Served {
+                namespace: "wasi",
+                package: "keyvalue",
+                interfaces: &["store", "atomics", "batch"],
+                version: "0.2.0-draft",
+            },
+            Served {
+                namespace: "wasmcloud",
+                package: "keyvalue",
+                interfaces: &["types", "store", "atomics", "cas", "batch"],
+                version: "0.2.0",
+            },
+        ]
     }
 
     fn labels(&self) -> &'static [&'static str] {
@@ -52,7 +62,31 @@ impl Interface for KeyValue {
         imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let mut stores = Stores::default();
+        // Each package has entries of its own, which may have the same names.
+        let (wasmcloud, wasi): (Vec<_>, Vec<_>) = imports
+            .iter()
+            .cloned()
+            .partition(|import| import.wit.namespace == "wasmcloud");
+        for (imports, add) in [(wasi, p2::link as Add), (wasmcloud, p3::link)] {
+            let stores = Arc::new(Stores::open_all(&imports, need).await?);
+            for import in &imports {
+                let stores = match &import.label {
+                    None => Arc::clone(&stores),
+                    Some(label) => Arc::new(stores.of(label)),
+                };
+                add(linker, import, &stores)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Links one import of a package.
+type Add = fn(&mut Linker<Ctx>, &Import, &Arc<Stores>) -> Result<(), InterfaceError>;
+
+impl Stores {
+    async fn open_all(imports: &[Import], need: &Need<'_>) -> Result<Self, InterfaceError> {
+        let mut stores = Self::default();
         for entry in need.entries(imports) {
             let elsewhere: &[&str] = match entry.name.is_empty() {
                 true => &[],
@@ -74,14 +108,7 @@ impl Interface for KeyValue {
             };
             stores.named.insert(entry.name.clone(), named);
         }
-        let stores = Arc::new(stores);
-        imports.iter().try_for_each(|import| {
-            let stores = match &import.label {
-                None => Arc::clone(&stores),
-                Some(label) => Arc::new(stores.of(label)),
-            };
-            p2::link(linker, import, &stores)
-        })
+        Ok(stores)
     }
 }
 
@@ -127,9 +154,17 @@ impl Stores {
 
 /// An open bucket.
 #[derive(Clone)]
-pub(crate) struct Bucket {
+#[expect(unreachable_pub, reason = "generated bindings re-export it")]
+pub struct Bucket {
     store: Arc<dyn KeyValueStore>,
     name: Arc<str>,
+}
+
+/// What came of a compare-and-swap.
+pub(crate) enum Swapped {
+    Yes,
+    /// What is there instead.
+    Stale(Option<Entry>),
 }
 
 impl Bucket {
@@ -142,23 +177,69 @@ impl Bucket {
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        Ok(self.entry(key).await?.map(|entry| entry.value))
+    }
+
+    pub(crate) async fn entry(&self, key: &str) -> Result<Option<Entry>, Error> {
         check_key(key)?;
-        Ok(self
-            .store
-            .get(&self.name, key)
-            .await?
-            .map(|entry| entry.value))
+        self.store.get(&self.name, key).await
     }
 
     pub(crate) async fn set(&self, key: &str, value: Bytes) -> Result<(), Error> {
+        self.put(key, value, Guard::Any, None).await.map(drop)
+    }
+
+    /// Sets a value that lives for `ttl`, `new` only where there is none. Whether it was set.
+    pub(crate) async fn set_with(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+        new: bool,
+    ) -> Result<bool, Error> {
+        let guard = match new {
+            true => Guard::Absent,
+            false => Guard::Any,
+        };
+        self.put(key, value, guard, ttl).await
+    }
+
+    /// Sets a value where there is one that `holds`. Whoever loses a race finds it stale.
+    pub(crate) async fn swap(
+        &self,
+        key: &str,
+        value: Bytes,
+        holds: impl Fn(&Entry) -> bool + Send,
+    ) -> Result<Swapped, Error> {
+        let current = self.entry(key).await?;
+        let Some(entry) = current.as_ref().filter(|entry| holds(entry)) else {
+            return Ok(Swapped::Stale(current));
+        };
+        match self
+            .put(key, value, Guard::Version(entry.version), None)
+            .await?
+        {
+            true => Ok(Swapped::Yes),
+            false => Ok(Swapped::Stale(self.entry(key).await?)),
+        }
+    }
+
+    /// Whether `guard` held.
+    async fn put(
+        &self,
+        key: &str,
+        value: Bytes,
+        guard: Guard,
+        ttl: Option<Duration>,
+    ) -> Result<bool, Error> {
         check_key(key)?;
         let put = Put {
             key,
             value,
-            guard: Guard::Any,
-            ttl: None,
+            guard,
+            ttl,
         };
-        self.store.put(&self.name, put).await.map(drop)
+        Ok(self.store.put(&self.name, put).await?.is_some())
     }
 
     pub(crate) async fn delete(&self, key: &str) -> Result<(), Error> {
@@ -171,9 +252,14 @@ impl Bucket {
         self.store.increment(&self.name, key, delta).await
     }
 
-    pub(crate) async fn page(&self, after: Option<&str>, limit: usize) -> Result<Page, Error> {
+    pub(crate) async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, Error> {
         let range = KeyRange {
-            prefix: "",
+            prefix,
             after,
             limit,
         };

@@ -138,7 +138,7 @@ impl routed::HostBucket for View<'_> {
         let after = open.cursors.iter().find(|(position, _)| *position == start);
         let after = after.map(|(_, key)| key.clone());
         let page = match (&after, start) {
-            (Some(_), _) | (None, 0) => bucket.page(after.as_deref(), PAGE_KEYS).await,
+            (Some(_), _) | (None, 0) => bucket.page("", after.as_deref(), PAGE_KEYS).await,
             // A cursor this bucket did not hand out counts keys from the start.
             (None, skip) => page_at(&bucket, skip).await,
         };
@@ -176,14 +176,14 @@ async fn page_at(bucket: &Bucket, skip: u64) -> Result<keyvalue::Page, keyvalue:
     let mut left = skip;
     while left > 0 {
         let limit = usize::try_from(left).unwrap_or(usize::MAX).min(PAGE_KEYS);
-        let page = bucket.page(after.as_deref(), limit).await?;
+        let page = bucket.page("", after.as_deref(), limit).await?;
         left = left.saturating_sub(page.keys.len() as u64);
         after = page.keys.last().cloned();
         if !page.more && left > 0 || after.is_none() {
             return Ok(keyvalue::Page::default());
         }
     }
-    bucket.page(after.as_deref(), PAGE_KEYS).await
+    bucket.page("", after.as_deref(), PAGE_KEYS).await
 }
 
 impl atomics::Host for View<'_> {

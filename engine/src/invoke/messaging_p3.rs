@@ -1,0 +1,67 @@
+//! `wasmcloud:messaging/handler@0.3.0`: one message, one call, its body as a stream.
+
+use capabilities::messaging::Message;
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use super::{Error, Unhandled};
+use crate::interface::messaging_p3::{HandleMessageError, broker_message};
+use crate::limits::{Meter, Metered};
+use crate::runnable::{Recipe, WarmSets};
+use crate::shards::Handle;
+use crate::warm::{Live, Warm};
+
+/// Hands `message` to an instance, and waits until all of its tasks have ended.
+pub(super) async fn deliver(
+    recipe: Handle<Recipe>,
+    warm: Option<Handle<WarmSets>>,
+    message: Message,
+) -> Result<Result<(), Unhandled>, Error> {
+    let Some(pre) = &recipe.messaging_p3 else {
+        return Err(Error::NotExported("wasmcloud:messaging/handler"));
+    };
+    let warm = warm.as_ref().map(|warm| &warm.messaging_p3);
+    let limit = recipe.engine.0.config.call_time_max;
+    let meter = Meter::new();
+    let call = Metered::new(Arc::clone(&meter), async {
+        let mut live = match warm.and_then(|warm| warm.take(&meter)) {
+            Some(live) => live,
+            None => {
+                let permit = recipe.permit().await?;
+                let mut store = Recipe::store(&recipe, meter);
+                let made = pre.instantiate_async(&mut store).await;
+                let made = made.map_err(|error| recipe.not_made(&store, error))?;
+                Live::new(store, made, permit, warm.and_then(Warm::slot))
+            }
+        };
+        let (store, exports) = (&mut live.store, &live.exports);
+        let handled = store
+            .run_concurrent(async |accessor| {
+                let message = accessor.with(|access| broker_message(access, message))?;
+                let handler = exports.wasmcloud_messaging_handler();
+                let handled = handler.call_handle_message(accessor, message).await?;
+                poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                Ok(handled)
+            })
+            .await
+            .flatten();
+        let handled = handled.map_err(|error| recipe.trapped(&live.store, error))?;
+        if let Some(warm) = warm {
+            warm.give_back(live);
+        }
+        Ok(handled.map_err(Unhandled::from))
+    });
+    tokio::time::timeout(limit, Box::pin(call))
+        .await
+        .unwrap_or(Err(Error::Timeout(limit)))
+}
+
+impl From<HandleMessageError> for Unhandled {
+    fn from(error: HandleMessageError) -> Self {
+        match error {
+            HandleMessageError::Reject => Self::Reject,
+            HandleMessageError::Retry => Self::Retry,
+            HandleMessageError::Other(why) => Self::Failed(why),
+        }
+    }
+}
