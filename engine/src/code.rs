@@ -375,7 +375,8 @@ mod tests {
             ("another's", |path, dir| {
                 // The right content under the name of another digest.
                 let name = path.file_name().unwrap().to_str().unwrap();
-                fs::rename(path, dir.join(name.replace("01", "02"))).unwrap();
+                let [one, two] = ["01", "02"].map(|of| of.repeat(32));
+                fs::rename(path, dir.join(name.replace(&one, &two))).unwrap();
             }),
             ("another host's", |_, dir| {
                 fs::write(dir.join("key"), [7; KEY_BYTES]).unwrap()
