@@ -246,7 +246,7 @@ async fn what_cannot_be_honoured_is_refused() -> Result<()> {
             &["requested interfaces that are not available on this host", "acme:missing"],
         ),
         (
-            app("asynchronous", &hello, json!({})).interface("wasmcloud:blobstore/blobstore@0.1.0", &[]),
+            app("later", &hello, json!({})).interface("wasmcloud:blobstore/blobstore@1.0.0", &[]),
             &["requested interfaces that are not available on this host", "wasmcloud:blobstore"],
         ),
         (app("undeclared", &needy, json!({})), &["acme:missing"]),

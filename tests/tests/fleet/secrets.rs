@@ -150,10 +150,10 @@ async fn secrets_that_this_host_does_not_have_are_refused() -> Result<()> {
         status.message
     );
     host.stop("app").await?;
-    let later = app("app", &image, json!({})).interface("wasmcloud:secrets/store@2.1.0", &[]);
+    let later = app("app", &image, json!({})).interface("wasmcloud:secrets/store@3.0.0", &[]);
     let status = host.run(&later).await?;
     assert!(
-        status.message.contains("wasmcloud:secrets/store@2.1.0"),
+        status.message.contains("wasmcloud:secrets/store@3.0.0"),
         "{}",
         status.message
     );
