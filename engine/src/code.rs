@@ -137,7 +137,8 @@ impl CodeStore {
         })
     }
 
-    /// Gives `map` the file of `digest` for `wasi` if it is what this host wrote; what is not, or cannot be mapped, goes.
+    /// Gives `map` the file of `digest` for `wasi` if it is what this host wrote; what is not, or cannot be mapped,
+    /// goes.
     pub(crate) fn load<T, E: std::fmt::Display>(
         &self,
         digest: &str,

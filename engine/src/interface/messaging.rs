@@ -67,27 +67,39 @@ impl Interface for Messaging {
         imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let consumers = imports.iter();
-        for import in consumers.filter(|import| import.wit.interface == "consumer") {
-            let Some(entry) = need.entry(import) else {
-                continue;
-            };
-            // Messages come in through the entry without a name.
-            let elsewhere = match entry.name.is_empty() {
-                true => SUBSCRIPTION_KEYS,
-                false => &[],
-            };
-            let bus = need
-                .open("messaging", entry, elsewhere, |plugin, ask| async move {
-                    plugin.messaging(&ask).await
-                })
-                .await?;
+        for (import, bus) in buses(imports, need).await? {
             instance(linker, import, |instance| {
                 consumer::add_to_linker_instance::<Ctx, Stateless>(instance, bus, |_| View)
             })?;
         }
         Ok(())
     }
+}
+
+/// The bus behind each import of a consumer, of any version.
+pub(super) async fn buses<'a>(
+    imports: &'a [Import],
+    need: &Need<'_>,
+) -> Result<Vec<(&'a Import, Route)>, InterfaceError> {
+    let mut buses = Vec::new();
+    let consumers = imports.iter();
+    for import in consumers.filter(|import| import.wit.interface == "consumer") {
+        let Some(entry) = need.entry(import) else {
+            continue;
+        };
+        // Messages come in through the entry without a name.
+        let elsewhere = match entry.name.is_empty() {
+            true => SUBSCRIPTION_KEYS,
+            false => &[],
+        };
+        let bus = need
+            .open("messaging", entry, elsewhere, |plugin, ask| async move {
+                plugin.messaging(&ask).await
+            })
+            .await?;
+        buses.push((import, bus));
+    }
+    Ok(buses)
 }
 
 struct View;

@@ -15,7 +15,7 @@ use wasmtime::component::{
 };
 use wasmtime::{AsContextMut, StoreContextMut};
 
-use super::messaging::{SUBSCRIPTION_KEYS, allowed};
+use super::messaging::{allowed, buses};
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::Ctx;
 use crate::under_way::{Turn, UnderWay};
@@ -75,21 +75,7 @@ impl Interface for Messaging {
         imports: &[Import],
         need: &Need<'_>,
     ) -> Result<(), InterfaceError> {
-        let consumers = imports.iter();
-        for import in consumers.filter(|import| import.wit.interface == "consumer") {
-            let Some(entry) = need.entry(import) else {
-                continue;
-            };
-            // Messages come in through the entry without a name.
-            let elsewhere = match entry.name.is_empty() {
-                true => SUBSCRIPTION_KEYS,
-                false => &[],
-            };
-            let bus = need
-                .open("messaging", entry, elsewhere, |plugin, ask| async move {
-                    plugin.messaging(&ask).await
-                })
-                .await?;
+        for (import, bus) in buses(imports, need).await? {
             instance(linker, import, |instance| {
                 consumer::add_to_linker_instance::<Ctx, HasView>(instance, bus, view)
             })?;

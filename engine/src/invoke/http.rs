@@ -24,8 +24,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::oneshot;
 use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme as WitScheme};
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p3::bindings::Service;
 
@@ -229,6 +229,17 @@ fn ended_early(error: &wasmtime_wasi_http::Error) -> Error {
     Error::Trap(format!("the body ended early: {error}"))
 }
 
+impl super::Pre for ProxyPre<Ctx> {
+    type Exports = Proxy;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<Ctx>,
+    ) -> impl Future<Output = wasmtime::Result<Proxy>> + Send {
+        self.instantiate_async(store)
+    }
+}
+
 /// The guest: owns its store and its permit, and gives both back when it ends or is dropped.
 async fn run<B>(
     recipe: Handle<Recipe>,
@@ -245,21 +256,7 @@ where
     let Some(pre) = &recipe.http else {
         return Ok(Returned::Spent);
     };
-    let taken = warm.as_ref().and_then(|warm| warm.http.take(&meter));
-    let mut live = match taken {
-        Some(live) => live,
-        None => {
-            let permit = recipe.permit().await?;
-            let mut store = Recipe::store(&recipe, meter);
-            match pre.instantiate_async(&mut store).await {
-                Ok(proxy) => {
-                    let slot = warm.as_ref().and_then(|warm| warm.http.slot());
-                    Live::new(store, proxy, permit, slot)
-                }
-                Err(error) => return Err(recipe.not_made(&store, error).into()),
-            }
-        }
-    };
+    let mut live = super::take(pre, &recipe, warm.as_ref().map(|warm| &warm.http), meter).await?;
     let store = &mut live.store;
     let request = request.map(|body| body.map_err(|error| unreadable(error.into())));
     let refused = |error: wasmtime::Error| Error::Request(format!("{error:#}"));

@@ -2,11 +2,24 @@
 
 use capabilities::messaging::Message;
 use std::sync::Arc;
+use wasmtime::Store;
 
 use super::{Error, Unhandled, messaging_p3};
+use crate::ctx::Ctx;
+use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::limits::{Meter, Metered};
-use crate::runnable::{Recipe, Runnable};
-use crate::warm::{Live, Warm};
+use crate::runnable::Runnable;
+
+impl super::Pre for MessagingHandlerPre<Ctx> {
+    type Exports = MessagingHandler;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<Ctx>,
+    ) -> impl Future<Output = wasmtime::Result<MessagingHandler>> + Send {
+        self.instantiate_async(store)
+    }
+}
 
 impl Runnable {
     /// Hands `message` to an instance. The inner result is the guest's own.
@@ -26,16 +39,7 @@ impl Runnable {
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
         let call = Metered::new(Arc::clone(&meter), async {
-            let mut live = match warm.and_then(|warm| warm.take(&meter)) {
-                Some(live) => live,
-                None => {
-                    let permit = recipe.permit().await?;
-                    let mut store = Recipe::store(&recipe, meter);
-                    let made = pre.instantiate_async(&mut store).await;
-                    let made = made.map_err(|error| recipe.not_made(&store, error))?;
-                    Live::new(store, made, permit, warm.and_then(Warm::slot))
-                }
-            };
+            let mut live = super::take(pre, &recipe, warm, meter).await?;
             let handler = live.exports.wasmcloud_messaging_handler();
             let called = handler
                 .call_handle_message(&mut live.store, &message.into())

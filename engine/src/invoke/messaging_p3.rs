@@ -3,13 +3,27 @@
 use capabilities::messaging::Message;
 use std::future::poll_fn;
 use std::sync::Arc;
+use wasmtime::Store;
 
 use super::{Error, Unhandled};
-use crate::interface::messaging_p3::{HandleMessageError, broker_message};
+use crate::ctx::Ctx;
+use crate::interface::messaging_p3::{
+    HandleMessageError, MessagingHandler, MessagingHandlerPre, broker_message,
+};
 use crate::limits::{Meter, Metered};
 use crate::runnable::{Recipe, WarmSets};
 use crate::shards::Handle;
-use crate::warm::{Live, Warm};
+
+impl super::Pre for MessagingHandlerPre<Ctx> {
+    type Exports = MessagingHandler;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<Ctx>,
+    ) -> impl Future<Output = wasmtime::Result<MessagingHandler>> + Send {
+        self.instantiate_async(store)
+    }
+}
 
 /// Hands `message` to an instance, and waits until all of its tasks have ended.
 pub(super) async fn deliver(
@@ -24,16 +38,7 @@ pub(super) async fn deliver(
     let limit = recipe.engine.0.config.call_time_max;
     let meter = Meter::new();
     let call = Metered::new(Arc::clone(&meter), async {
-        let mut live = match warm.and_then(|warm| warm.take(&meter)) {
-            Some(live) => live,
-            None => {
-                let permit = recipe.permit().await?;
-                let mut store = Recipe::store(&recipe, meter);
-                let made = pre.instantiate_async(&mut store).await;
-                let made = made.map_err(|error| recipe.not_made(&store, error))?;
-                Live::new(store, made, permit, warm.and_then(Warm::slot))
-            }
-        };
+        let mut live = super::take(pre, &recipe, warm, meter).await?;
         let (store, exports) = (&mut live.store, &live.exports);
         let handled = store
             .run_concurrent(async |accessor| {

@@ -8,7 +8,45 @@ mod service;
 
 pub use http::GuestBody;
 
+use std::sync::Arc;
 use std::time::Duration;
+use wasmtime::Store;
+
+use crate::ctx::Ctx;
+use crate::limits::Meter;
+use crate::runnable::Recipe;
+use crate::shards::Handle;
+use crate::warm::{Live, Warm};
+
+/// What instances of one kind of export are made from.
+trait Pre: Sync {
+    /// What can be called.
+    type Exports: Send;
+
+    /// A new instance, in `store`.
+    fn instantiate(
+        &self,
+        store: &mut Store<Ctx>,
+    ) -> impl Future<Output = wasmtime::Result<Self::Exports>> + Send;
+}
+
+/// The instance for one call, whose time is on `meter`: an idle one of `warm`, else a new one with a permit.
+async fn take<P: Pre>(
+    pre: &P,
+    recipe: &Handle<Recipe>,
+    warm: Option<&Warm<P::Exports>>,
+    meter: Arc<Meter>,
+) -> Result<Live<P::Exports>, Error> {
+    if let Some(live) = warm.and_then(|warm| warm.take(&meter)) {
+        return Ok(live);
+    }
+    let permit = recipe.permit().await?;
+    let mut store = Recipe::store(recipe, meter);
+    match pre.instantiate(&mut store).await {
+        Ok(exports) => Ok(Live::new(store, exports, permit, warm.and_then(Warm::slot))),
+        Err(error) => Err(recipe.not_made(&store, error)),
+    }
+}
 
 /// Why a guest did not handle a message, in its own words.
 #[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]

@@ -12,8 +12,9 @@ use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::oneshot;
-use wasmtime_wasi_http::p3::bindings::Service;
+use wasmtime::Store;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{FieldMap, WasiBody, WasiHttpView, p3};
 
 use super::http::{Failed, Returned};
@@ -25,6 +26,17 @@ use crate::shards::Handle;
 use crate::warm::Live;
 
 pub(super) type Answer = Result<Response<WasiBody>, ErrorCode>;
+
+impl super::Pre for ServicePre<Ctx> {
+    type Exports = Service;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<Ctx>,
+    ) -> impl Future<Output = wasmtime::Result<Service>> + Send {
+        self.instantiate_async(store)
+    }
+}
 
 /// The guest, until the last of its tasks has ended.
 pub(super) async fn run<B>(
@@ -42,21 +54,8 @@ where
     let Some(pre) = &recipe.service else {
         return Ok(Returned::Spent);
     };
-    let taken = warm.as_ref().and_then(|warm| warm.service.take(&meter));
-    let mut live = match taken {
-        Some(live) => live,
-        None => {
-            let permit = recipe.permit().await?;
-            let mut store = Recipe::store(&recipe, meter);
-            match pre.instantiate_async(&mut store).await {
-                Ok(service) => {
-                    let slot = warm.as_ref().and_then(|warm| warm.service.slot());
-                    Live::new(store, service, permit, slot)
-                }
-                Err(error) => return Err(recipe.not_made(&store, error).into()),
-            }
-        }
-    };
+    let mut live =
+        super::take(pre, &recipe, warm.as_ref().map(|warm| &warm.service), meter).await?;
     let (store, service) = (&mut live.store, &live.exports);
     let handled = store
         .run_concurrent(async |accessor| {
