@@ -10,7 +10,10 @@ use fleet::{
     washlet::{Fleet, Washlet},
     workload::Workload,
 };
-use futures::future::try_join_all;
+use futures::{
+    TryStreamExt,
+    future::{ready, try_join_all},
+};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -153,6 +156,15 @@ fn exact(sum: &str, total: u64) -> Result<()> {
     Ok(())
 }
 
+/// Writes so far to all buckets but `bare`: what components wrote, as the server counts it.
+async fn written(fleet: &Fleet, bare: &kv::Store) -> Result<u64> {
+    let context = jetstream::new(fleet.nats.client().await?);
+    let streams = context.streams();
+    let others = streams.try_filter(|info| ready(info.config.name != bare.stream_name));
+    let sum = others.try_fold(0, |sum, info| ready(Ok(sum + info.state.last_sequence)));
+    Ok(sum.await?)
+}
+
 /// Reads and writes, each caller of a key of its own.
 async fn single(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
     let image = fleet.push("kv").await?;
@@ -193,10 +205,16 @@ async fn single(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
                 let request = requests.get(place)?;
                 tickets.take().then_some(request.as_slice())
             };
+            let before_it = written(fleet, &store).await?;
             let before = proc::cpu(host.pid())?;
             let done = load::drive(&[host.http_port()], next).await?;
             let used = proc::cpu(host.pid())?.saturating_sub(before);
-            let count = load::real(done.requests * each);
+            let count = done.requests * each;
+            if is_set {
+                let more = written(fleet, &store).await? - before_it;
+                ensure!(more == count, "{count} writes were {more}");
+            }
+            let count = load::real(count);
             let rate = count / done.took.as_secs_f64();
             Ok((rate, Some(used.as_secs_f64() * 1e6 / count)))
         })

@@ -234,7 +234,8 @@ impl Host {
     /// Registers a workload and waits until it runs or has failed.
     ///
     /// Shape: what runs already under this id with the same content is not disturbed; a failed one is tried
-    /// again; other content replaces what runs once it runs itself. A start that takes longer than `start_reply` is answered STARTING and goes on.
+    /// again; other content replaces what runs once it runs itself. A start that takes longer than
+    /// `start_reply` is answered STARTING and goes on.
     /// Source: `runtime.host.<id>.workload.start`.
     ///
     /// # Errors

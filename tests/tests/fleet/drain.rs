@@ -162,6 +162,7 @@ impl<'a> Backend<'a> {
         nats.flush().await?;
         while self.up.load(Ordering::SeqCst) && !done.load(Ordering::SeqCst) {
             let look = async {
+                // As load balancers do: it looks now and then, not as fast as it can.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let ready = ask(self.host, "/readyz").await;
                 ready.is_ok_and(|(status, _)| status.is_success())

@@ -42,6 +42,8 @@ async fn host(server: &NatsServer, id: &str, password: &str) -> Result<Washlet> 
     let args = [
         "--host-id",
         id,
+        "--heartbeat-interval",
+        "500ms",
         "--scheduler-nats-user",
         id,
         "--scheduler-nats-inbox-prefix",
@@ -146,11 +148,12 @@ async fn a_host_works_with_the_template() -> Result<()> {
             status.contains("WORKLOAD_STATE_RUNNING"),
             "{user}: {status}"
         );
-        assert!(
-            heartbeats
-                .next()
-                .now_or_never()
-                .is_none_or(|one| one.is_some())
+        let heartbeat = timeout(SOON, heartbeats.next()).await;
+        let heartbeat = heartbeat.with_context(|| format!("{user} hears no heartbeat"))?;
+        let heartbeat = heartbeat.context("the server went away")?;
+        assert_eq!(
+            heartbeat.subject.as_str(),
+            "runtime.operator.heartbeat.edge-1"
         );
     }
     host.stop("counts").await?;
