@@ -46,7 +46,7 @@ const STRANGERS: [(&str, &[&str]); 8] = [
     ("plugins-local", &["wasmtime", "hyper", "async-nats"]),
     ("plugins-nats", &["wasmtime", "hyper"]),
     ("plugins-postgres", &["wasmtime", "async-nats", "hyper"]),
-    ("engine", &["async-nats", "oci-client", "sqlx"]),
+    ("engine", &["async-nats", "reqwest", "sqlx"]),
     ("fleet", &["wasmtime"]),
     ("washlet", &["clap", "sqlx"]),
 ];

@@ -1,5 +1,6 @@
 //! What names an artifact: the reference of an image, and the digest of its bytes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -54,29 +55,48 @@ impl FromStr for Reference {
 /// An image in a registry: `[registry/]repository[:tag][@sha256:..]`, as Docker writes it.
 ///
 /// Shape: without a registry it is Docker Hub's, without tag and digest `latest`.
+/// Source: the grammar of `github.com/distribution/reference`. Parsed here, because the regular expression
+/// that the crate oci-spec makes of that grammar keeps 8 MB of memory in every host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Image {
-    reference: oci_client::Reference,
+    registry: String,
+    repository: String,
+    tag: Option<String>,
     digest: Option<Digest>,
 }
+
+/// What an image without a registry is looked for in, as it is written.
+const HUB: &str = "docker.io";
+/// What [`HUB`] is connected to as.
+const HUB_HOST: &str = "index.docker.io";
+/// Where [`HUB`] keeps repositories whose name has one part.
+const HUB_LIBRARY: &str = "library";
+/// The longest repository, in bytes.
+const REPOSITORY_BYTES_MAX: usize = 255;
+/// The longest tag, in bytes.
+const TAG_BYTES_MAX: usize = 128;
 
 impl Image {
     /// `host[:port]` to connect to.
     pub fn registry(&self) -> &str {
-        self.reference.resolve_registry()
+        match self.registry.as_str() {
+            HUB => HUB_HOST,
+            registry => registry,
+        }
     }
 
     /// The repository within the registry.
     pub fn repository(&self) -> &str {
-        self.reference.repository()
+        &self.repository
     }
 
     /// What the manifest is asked for by: the digest if there is one, else the tag.
-    pub fn version(&self) -> &str {
-        self.reference
-            .digest()
-            .or(self.reference.tag())
-            .unwrap_or("latest")
+    pub fn version(&self) -> Cow<'_, str> {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.to_string().into(),
+            (None, Some(tag)) => tag.into(),
+            (None, None) => "latest".into(),
+        }
     }
 
     /// The digest its manifest must have.
@@ -92,16 +112,103 @@ impl FromStr for Image {
         if text.len() > REFERENCE_BYTES_MAX {
             return Err(Error::TooLong(text.len()));
         }
-        let reference: oci_client::Reference =
-            text.parse().map_err(|_| Error::Reference(quote(text)))?;
-        let digest = reference.digest().map(str::parse).transpose()?;
-        Ok(Self { reference, digest })
+        let invalid = || Error::Reference(quote(text));
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.parse()?)),
+            None => (text, None),
+        };
+        // A colon before the last slash is a port's.
+        let (name, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (rest, None),
+        };
+        let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+        let (registry, repository) = match name.split_once('/') {
+            Some((HUB_HOST, rest)) => (HUB, rest),
+            Some((host, rest)) if is_host(host) => (host, rest),
+            _ => (HUB, name),
+        };
+        let repository = match registry {
+            HUB if !repository.contains('/') => format!("{HUB_LIBRARY}/{repository}"),
+            _ => repository.to_owned(),
+        };
+        let valid = is_registry(registry) && is_repository(&repository) && tag.is_none_or(is_tag);
+        if !valid {
+            return Err(invalid());
+        }
+        let tag = match (tag, digest) {
+            (None, None) => Some("latest"),
+            (tag, _) => tag,
+        };
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            tag: tag.map(str::to_owned),
+            digest,
+        })
     }
+}
+
+/// `host[:port]`.
+fn is_registry(text: &str) -> bool {
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    host.split('.').all(is_label) && port.is_none_or(is_port)
+}
+
+/// Parts of lower-case letters and digits, with `.`, `_`, `__` or hyphens between them.
+fn is_repository(text: &str) -> bool {
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    let is_part = |part: &str| {
+        // What is between two hyphens may be empty: there may be any number of them.
+        let (Some(first), Some(last)) = (part.chars().next(), part.chars().last()) else {
+            return false;
+        };
+        let whole = first != '-' && last != '-';
+        whole
+            && part
+                .split('-')
+                .filter(|run| !run.is_empty())
+                .all(|run| run.replace("__", ".").split(['.', '_']).all(is_word))
+    };
+    text.len() <= REPOSITORY_BYTES_MAX && text.split('/').all(is_part)
+}
+
+fn is_tag(text: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.len() <= TAG_BYTES_MAX
+        && text.bytes().next().is_some_and(is_word)
+        && text
+            .bytes()
+            .all(|byte| is_word(byte) || byte == b'.' || byte == b'-')
 }
 
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.reference.fmt(f)
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        match &self.digest {
+            Some(digest) => write!(f, "@{digest}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -191,14 +298,23 @@ mod tests {
         let short = image("nginx");
         assert_eq!(short.to_string(), "docker.io/library/nginx:latest");
         assert_eq!(
-            (short.registry(), short.repository(), short.version()),
+            (short.registry(), short.repository(), &*short.version()),
             ("index.docker.io", "library/nginx", "latest")
         );
         let full = image("localhost:5000/a/b:1.2");
         assert_eq!(
-            (full.registry(), full.repository(), full.version()),
+            (full.registry(), full.repository(), &*full.version()),
             ("localhost:5000", "a/b", "1.2")
         );
+        for (text, whole) in [
+            ("index.docker.io/a", "docker.io/library/a:latest"),
+            ("docker.io/a/b:1", "docker.io/a/b:1"),
+            ("localhost/a__b--c.d", "localhost/a__b--c.d:latest"),
+            ("a:5000", "docker.io/library/a:5000"),
+            ("A-1.b:5000/c:_T-1.2", "A-1.b:5000/c:_T-1.2"),
+        ] {
+            assert_eq!(image(text).to_string(), whole);
+        }
         let digest = Digest::of(b"x");
         let pinned = image(&format!("ghcr.io/a/b:1@{digest}"));
         assert_eq!(pinned.version(), digest.to_string());
@@ -217,7 +333,18 @@ mod tests {
             "a/b:",
             "a b",
             "http://a/b",
+            "A/b",
+            "a-/b",
+            "-a.b/c",
+            "a.b:port/c",
+            "a/b___c",
+            "a/b_.c",
+            "a//b",
+            "a/b:é",
+            "a/b:-1",
             &sha512,
+            &format!("a/b:{}", "1".repeat(129)),
+            &format!("a/{}", "b".repeat(256)),
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }

@@ -68,7 +68,7 @@ impl Session<'_> {
     }
 
     async fn try_resolve(&mut self, known: Option<&Known>) -> Result<Known> {
-        let version = self.image.version().to_owned();
+        let version = self.image.version().into_owned();
         if let Some(known) = known {
             match self.manifest_request(Method::HEAD, &version).await {
                 Ok(answer) if content_digest(answer.headers()) == Some(known.manifest) => {
