@@ -8,15 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use fleet::washlet::Fleet;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
 use crate::{
     Options,
     http::{FRESH, HYPER},
     load::{self, CALLERS, Times},
+    proc::Apart,
     report::{Bound, Row, Table, interleave},
     server::{Contender, HELLO, Server, Turn, place, serve},
 };
@@ -77,47 +77,6 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         });
     }
     Ok(row)
-}
-
-/// One processor for the load, another for what it is sent to.
-struct Apart {
-    before: CpuSet,
-    /// Those that this process may use.
-    processors: Vec<usize>,
-}
-
-impl Apart {
-    fn new() -> Result<Self> {
-        let before = sched_getaffinity(None)?;
-        let processors = (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu));
-        Ok(Self {
-            before,
-            processors: processors.collect(),
-        })
-    }
-
-    fn is_alone(&self) -> bool {
-        self.processors.len() < 2
-    }
-
-    /// What this thread starts from now on.
-    fn servers(&self) -> Result<()> {
-        self.only(self.processors.last())
-    }
-
-    fn load(&self) -> Result<()> {
-        self.only(self.processors.first())
-    }
-
-    fn only(&self, processor: Option<&usize>) -> Result<()> {
-        let mut set = CpuSet::new();
-        set.set(*processor.context("no processor")?);
-        Ok(sched_setaffinity(None, &set)?)
-    }
-
-    fn end(&self) -> Result<()> {
-        Ok(sched_setaffinity(None, &self.before)?)
-    }
 }
 
 /// A connection, and when the request on it was due.

@@ -87,8 +87,8 @@ impl Tickets {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// Whether it says when to come again.
-    pub(crate) retry_after: bool,
+    /// When it says to come again.
+    pub(crate) retry_after: Option<Duration>,
     /// Whether the server ends the connection after it.
     pub(crate) closes: bool,
 }
@@ -118,6 +118,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Reply>> {
         header.map(|header| header.value)
     };
     let is = |name, value: &[u8]| header(name).is_some_and(|got| got.eq_ignore_ascii_case(value));
+    let seconds = |name| {
+        let value = std::str::from_utf8(header(name)?).ok()?;
+        value.parse().ok().map(Duration::from_secs)
+    };
     let end = if let Some(length) = header("content-length") {
         let length: usize = std::str::from_utf8(length)?.parse()?;
         (length <= body.len()).then_some(length)
@@ -133,7 +137,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Reply>> {
     );
     Ok(Some(Reply {
         status,
-        retry_after: header("retry-after").is_some(),
+        retry_after: seconds("retry-after"),
         closes: is("connection", b"close"),
     }))
 }
@@ -296,7 +300,7 @@ mod tests {
         let busy = reply(chunks);
         assert_eq!(
             (busy.status, busy.retry_after, busy.closes),
-            (503, true, true)
+            (503, Some(Duration::from_secs(1)), true)
         );
     }
 

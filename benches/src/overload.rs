@@ -22,7 +22,7 @@ use tokio::time::sleep;
 use crate::{
     Options, load,
     load::{Connection, Times},
-    proc,
+    proc::{self, Apart},
     report::{Bound, Row, Table},
     server::{Server, serve, warm},
 };
@@ -33,8 +33,8 @@ const SATURATED: usize = 1_000;
 /// How long the component of the second load waits before it answers.
 const WAIT_MS: usize = 250;
 
-/// How soon a caller that was refused comes again: sooner than it is asked to.
-const AGAIN: Duration = Duration::from_millis(100);
+/// How soon a caller comes again who does not wait for as long as a refusal says.
+const IMPATIENT: Duration = Duration::from_millis(100);
 
 /// How often somebody else asks.
 const GENTLY: Duration = Duration::from_millis(10);
@@ -45,6 +45,29 @@ struct Load {
     request: Vec<u8>,
     saturating: usize,
     excess: usize,
+}
+
+/// Who calls.
+struct Callers {
+    name: &'static str,
+    count: usize,
+    /// Whether who was refused comes again when the refusal says, and not before.
+    patient: bool,
+}
+
+impl Load {
+    fn callers(&self) -> [Callers; 3] {
+        let callers = |name, count, patient| Callers {
+            name,
+            count,
+            patient,
+        };
+        [
+            callers(BUSY, self.saturating, true),
+            callers(EXCESS, self.excess, true),
+            callers(HASTE, self.excess, false),
+        ]
+    }
 }
 
 /// What came of a load.
@@ -68,6 +91,9 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         (1, Duration::from_secs(4))
     };
     let fleet = Fleet::start().await?;
+    // Thousands of callers take a processor for themselves, and would take it from the servers.
+    let apart = Apart::new()?;
+    apart.servers()?;
     let hello = fleet.push("http-hello").await?;
     let hostile = fleet.push("hostile").await?;
     let host = fleet.host(&[]).await?;
@@ -90,8 +116,9 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         },
     ];
     let hyper = Server::hyper().await?;
+    apart.load()?;
     let [hello, slow] = loads;
-    // Thousands of connections cost more than 32 by themselves, the load as well; the bare server shows how much.
+    // Thousands of connections cost more than 32 by themselves; the bare server shows how much.
     let alone = bare(hyper.place().1, &hello, time).await?;
     for load in [(hello, Some(alone)), (slow, None)] {
         let (load, alone) = load;
@@ -100,6 +127,7 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
             row.push(alone);
         }
     }
+    apart.end()?;
     let peak = proc::resident_peak(host.pid())?;
     let memory = Table::new("overload", "most memory of the host in MiB");
     row.push(memory.once("wash host", peak));
@@ -108,13 +136,14 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
 
 const BUSY: &str = "saturated";
 const EXCESS: &str = "four times that";
+const HASTE: &str = "the same, impatient";
 
 /// What a bare server answers to both.
 async fn bare(port: u16, load: &Load, time: Duration) -> Result<Table> {
     let mut rates = Table::new("overload", "good answers per second, raw hyper");
-    for (name, callers) in [(BUSY, load.saturating), (EXCESS, load.excess)] {
-        let seen = flood(port, load, callers, time).await?;
-        rates = rates.once(name, load::rate(seen.good, time));
+    for callers in load.callers().into_iter().filter(|callers| callers.patient) {
+        let seen = flood(port, load, &callers, time).await?;
+        rates = rates.once(callers.name, load::rate(seen.good, time));
     }
     Ok(rates.peer(BUSY))
 }
@@ -133,9 +162,10 @@ async fn one(
     let mut longest = table("longest time to a refusal in ms");
     let mut others = table("p99 of somebody else on the host in ms");
     let mut share = table("good answers to somebody else in percent");
-    for (name, callers) in [(BUSY, load.saturating), (EXCESS, load.excess)] {
+    for callers in load.callers() {
+        let name = callers.name;
         let other = Gentle::start(host.http_port(), gentle.to_vec());
-        let seen = flood(host.http_port(), load, callers, time).await?;
+        let seen = flood(host.http_port(), load, &callers, time).await?;
         let (times, asked) = other.end()?;
         rates = rates.once(name, load::rate(seen.good, time));
         refused = refused.once(name, load::rate(seen.refused, time));
@@ -146,9 +176,9 @@ async fn one(
         );
         others = others.once(name, Times::new(times).percentile(99) / 1e3);
         row.note(format!(
-            "{}, {callers} callers: {} refusals did not say when to come again, {} connections \
+            "{}, {} callers ({name}): {} refusals did not say when to come again, {} connections \
              ended or were answered otherwise",
-            load.what, seen.brusque, seen.lost
+            load.what, callers.count, seen.brusque, seen.lost
         ));
     }
     let rates = rates.peer(BUSY);
@@ -160,12 +190,12 @@ async fn one(
 }
 
 /// Lets `callers` ask for as long as `time`, after they have connected.
-async fn flood(port: u16, load: &Load, callers: usize, time: Duration) -> Result<Seen> {
+async fn flood(port: u16, load: &Load, by: &Callers, time: Duration) -> Result<Seen> {
     let seen = RefCell::new(Seen::default());
     let mut lines = Vec::new();
     // The queue of a listener is short.
-    while lines.len() < callers {
-        let count = (callers - lines.len()).min(256);
+    while lines.len() < by.count {
+        let count = (by.count - lines.len()).min(256);
         lines.extend(try_join_all((0..count).map(|_| Connection::open(port))).await?);
     }
     // The first answers come in a burst and count for nothing.
@@ -188,17 +218,18 @@ async fn flood(port: u16, load: &Load, callers: usize, time: Duration) -> Result
                 Ok(reply) if reply.status == 503 => {
                     let mut seen = seen.borrow_mut();
                     seen.refused += u64::from(counts);
-                    seen.brusque += u64::from(counts && !reply.retry_after);
+                    seen.brusque += u64::from(counts && reply.retry_after.is_none());
                     seen.refusals.push(sent.elapsed());
                     if reply.closes {
                         line = None;
                     }
-                    Some(AGAIN)
+                    let again = reply.retry_after.filter(|_| by.patient);
+                    Some(again.unwrap_or(IMPATIENT))
                 }
                 _ => {
                     seen.borrow_mut().lost += u64::from(counts);
                     line = None;
-                    Some(AGAIN)
+                    Some(IMPATIENT)
                 }
             };
             if let Some(pause) = pause {

@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The unit of the CPU times in `/proc`: `USER_HZ`, which has been 100 on every machine for decades.
 const TICK: Duration = Duration::from_millis(10);
@@ -57,6 +58,51 @@ fn mebibytes(pid: u32, file: &str, names: &[&str]) -> Result<f64> {
         sum += kibibytes / 1024.0;
     }
     Ok(sum)
+}
+
+/// One processor for the load, another for what it is sent to.
+pub(crate) struct Apart {
+    before: CpuSet,
+    /// Those that this process may use.
+    processors: Vec<usize>,
+}
+
+impl Apart {
+    /// Nothing is pinned yet.
+    pub(crate) fn new() -> Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let processors = (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu));
+        Ok(Self {
+            before,
+            processors: processors.collect(),
+        })
+    }
+
+    /// Whether there is but one, for both.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.processors.len() < 2
+    }
+
+    /// What this thread starts from now on is a server.
+    pub(crate) fn servers(&self) -> Result<()> {
+        self.only(self.processors.last())
+    }
+
+    /// This thread, and what it starts from now on.
+    pub(crate) fn load(&self) -> Result<()> {
+        self.only(self.processors.first())
+    }
+
+    fn only(&self, processor: Option<&usize>) -> Result<()> {
+        let mut set = CpuSet::new();
+        set.set(*processor.context("no processor")?);
+        Ok(sched_setaffinity(None, &set)?)
+    }
+
+    /// Everything as before.
+    pub(crate) fn end(&self) -> Result<()> {
+        Ok(sched_setaffinity(None, &self.before)?)
+    }
 }
 
 #[cfg(test)]
