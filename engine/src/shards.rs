@@ -25,48 +25,37 @@ pub fn count() -> usize {
 struct Padded<T>(T);
 
 /// At least one `T`, one for each core.
-pub struct Shards<T> {
-    first: Padded<T>,
-    rest: Box<[Padded<T>]>,
-}
+pub struct Shards<T>(Box<[Padded<T>]>);
 
 impl<T> Shards<T> {
     /// `count` of them, but one at least; `make` is told which.
-    pub fn new(count: usize, mut make: impl FnMut(usize) -> T) -> Self {
-        Self {
-            first: Padded(make(0)),
-            rest: (1..count).map(make).map(Padded).collect(),
-        }
+    pub fn new(count: usize, make: impl FnMut(usize) -> T) -> Self {
+        Self((0..count.max(1)).map(make).map(Padded).collect())
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.rest.len() + 1
+        self.0.len()
     }
 
-    /// The one of that index; the first where there is none.
+    /// The one of that index; where there is none, one of the others.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is at least one, and the index is brought below how many there are"
+    )]
     pub fn at(&self, index: usize) -> &T {
-        let rest = index.checked_sub(1).and_then(|index| self.rest.get(index));
-        &rest.unwrap_or(&self.first).0
-    }
-
-    fn index_here(&self) -> usize {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static TURN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-        }
-        TURN.with(|turn| turn % self.count())
+        &self.0[index % self.0.len()].0
     }
 
     /// The one of this thread.
     pub fn here(&self) -> &T {
-        self.at(self.index_here())
+        self.at(index_here())
     }
 
     /// All of them; that of this thread first.
     pub fn from_here(&self) -> impl Iterator<Item = &T> {
-        let (count, here) = (self.count(), self.index_here());
-        (here..here + count).map(move |index| self.at(index % count))
+        let here = index_here() % self.count();
+        (here..here + self.count()).map(|index| self.at(index))
     }
 
     /// All of them, by index.
@@ -75,23 +64,50 @@ impl<T> Shards<T> {
     }
 }
 
+/// The turn of this thread.
+fn index_here() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static TURN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    TURN.with(|turn| *turn)
+}
+
 /// A shared value whose references are counted once for each core.
-pub struct Spread<T: ?Sized>(Shards<Handle<T>>);
+///
+/// Shape: at least one handle; they do not change, so they may lie beside each other.
+pub struct Spread<T: ?Sized>(Box<[Handle<T>]>);
 
 /// A reference that [`Spread`] has given out.
-pub struct Handle<T: ?Sized>(Arc<Padded<Arc<T>>>);
+pub struct Handle<T: ?Sized>(Arc<Apart<Arc<T>>>);
+
+/// So long that what is counted in front of it shares no cache line with another's count.
+///
+/// Shape: in an `Arc`, 128 bytes, where being aligned to as many would take 256.
+struct Apart<T>(
+    T,
+    #[expect(dead_code, reason = "only takes room")] [u64; 12],
+);
 
 impl<T: ?Sized> Spread<T> {
     /// Spreads `value`.
     pub fn new(value: impl Into<Arc<T>>) -> Self {
         let value = value.into();
-        let handle = |_| Handle(Arc::new(Padded(Arc::clone(&value))));
-        Self(Shards::new(count(), handle))
+        let handle = |_| Handle(Arc::new(Apart(Arc::clone(&value), [0; 12])));
+        Self((0..count()).map(handle).collect())
     }
 
     /// A reference, counted in this thread's shard.
     pub fn handle(&self) -> Handle<T> {
-        self.0.here().clone()
+        self.at(index_here()).clone()
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is at least one, and the index is brought below how many there are"
+    )]
+    fn at(&self, index: usize) -> &Handle<T> {
+        &self.0[index % self.0.len()]
     }
 }
 
@@ -100,7 +116,7 @@ impl<T: ?Sized> Deref for Spread<T> {
 
     fn deref(&self) -> &T {
         // Nothing is counted, so it need not be this thread's: one that only looks takes no turn.
-        self.0.at(0)
+        self.at(0)
     }
 }
 

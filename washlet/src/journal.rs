@@ -22,6 +22,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use sha2::{Digest as _, Sha256};
 use subjects::control::PAYLOAD_BYTES_MAX;
 use subjects::{WorkloadId, wire};
+use tokio::sync::Semaphore;
 
 use crate::identity::{write_durably, write_whole};
 
@@ -45,6 +46,10 @@ const KEY_BYTES: usize = 32;
 
 /// Files that hold up each other only: as many workloads are written at once.
 const STRIPES: usize = 64;
+
+/// Threads that write at once. Each takes memory of its own, which a burst of starts would keep; more than these
+/// make no more writes per second, because what they change goes to disk together.
+const WRITERS: usize = 32;
 
 /// Why a wish is not on disk.
 #[derive(thiserror::Error, Debug)]
@@ -83,6 +88,7 @@ pub struct Journal {
     /// Entries that were moved aside, now or by an earlier process.
     set_aside: AtomicU64,
     stripes: [Mutex<()>; STRIPES],
+    writers: Semaphore,
     commits: Commits,
 }
 
@@ -184,6 +190,7 @@ impl Journal {
             pending: Mutex::default(),
             kept: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
+            writers: Semaphore::new(WRITERS),
             commits: Commits::default(),
         })
     }
@@ -269,6 +276,8 @@ impl Journal {
         if !self.pending().contains_key(id) {
             return Ok(());
         }
+        // The semaphore is never closed.
+        let _permit = self.writers.acquire().await;
         let (this, id) = (Arc::clone(self), id.clone());
         let flush = tokio::task::spawn_blocking(move || this.apply(&id));
         // A panic, or a runtime that ends.

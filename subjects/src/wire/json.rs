@@ -195,7 +195,12 @@ impl<T: Field> Field for Vec<T> {
             return Err(mismatch("a list", &value));
         };
         let item = |(index, item)| T::read(item).map_err(|e| e.within(&format!("[{index}]")));
-        items.into_iter().enumerate().map(item).collect()
+        let items: Result<Self, Error> = items.into_iter().enumerate().map(item).collect();
+        // Some of it is kept for as long as its workload.
+        items.map(|mut items| {
+            items.shrink_to_fit();
+            items
+        })
     }
 
     fn write(&self) -> Value {
