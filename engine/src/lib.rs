@@ -1,7 +1,7 @@
 //! Compiles, links and runs WebAssembly components; one implementation per WIT interface.
 //!
 //! ```text
-//! bytes ─compile─► Compiled ─link(Grant)─► Runnable ─http / message─► a fresh instance per call
+//! bytes ─compile─► Compiled ─link(Grant)─► Runnable ─http / message / call_export─► a fresh instance per call
 //! ```
 //! | module | what it holds |
 //! |---|---|
@@ -46,6 +46,8 @@ pub use link::{Grant, LinkError};
 pub use runnable::Runnable;
 pub use tuning::{CHECKED_MEMORY_BYTES_MAX, Layout, UnknownLayout};
 pub use warm::Reuse;
+/// For who implements an [`interface`] or calls exports: the version that this engine is made of.
+pub use wasmtime;
 
 use bytes::Bytes;
 use capabilities::plugin::Plugins;

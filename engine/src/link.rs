@@ -185,6 +185,7 @@ pub(crate) async fn link(
         share: compiled.runner.instances.share(),
         engine: engine.clone(),
         compiled: Arc::clone(compiled),
+        pre,
         service,
         http,
         messaging,

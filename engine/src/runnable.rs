@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use wasmtime::Store;
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Instance, InstancePre, ResourceTable};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
@@ -18,6 +18,7 @@ use crate::permits::{Permit, Share};
 use crate::runner::Wasi;
 use crate::shards::{Handle, Spread};
 use crate::warm::{Reuse, Warm};
+use crate::wit::WitName;
 use crate::{Compiled, Engine};
 
 /// Resources (bodies, headers, buckets, pollables) one instance may have: each can hold host memory.
@@ -47,6 +48,8 @@ pub(crate) struct WarmSets {
     pub(crate) http: Warm<Proxy>,
     pub(crate) messaging: Warm<MessagingHandler>,
     pub(crate) messaging_p3: Warm<messaging_p3::MessagingHandler>,
+    /// Of the exports that others have bindings for.
+    pub(crate) exports: Warm<Instance>,
 }
 
 /// What all instances of a component have in common.
@@ -54,6 +57,7 @@ pub(crate) struct Recipe {
     pub(crate) engine: Engine,
     /// Kept so that others with the same digest find it.
     pub(crate) compiled: Arc<Compiled>,
+    pub(crate) pre: InstancePre<Ctx>,
     /// Goes before `http`, if a component has both.
     pub(crate) service: Option<ServicePre<Ctx>>,
     pub(crate) http: Option<ProxyPre<Ctx>>,
@@ -77,6 +81,7 @@ impl Runnable {
                 http: Warm::new(reuse, &live),
                 messaging: Warm::new(reuse, &live),
                 messaging_p3: Warm::new(reuse, &live),
+                exports: Warm::new(reuse, &live),
             })
         });
         let recipe = Spread::new(recipe);
@@ -99,6 +104,16 @@ impl Runnable {
     /// Whether it handles messages.
     pub fn handles_messages(&self) -> bool {
         self.0.recipe.messaging.is_some() || self.0.recipe.messaging_p3.is_some()
+    }
+
+    /// What its instances are made from: where bindings look for the exports they are for.
+    pub fn pre(&self) -> &InstancePre<Ctx> {
+        &self.0.recipe.pre
+    }
+
+    /// The interfaces it exports.
+    pub fn exported(&self) -> impl Iterator<Item = WitName> + '_ {
+        self.0.recipe.compiled.exported()
     }
 
     /// Who it is.

@@ -129,6 +129,16 @@ impl WitInterface {
         self.name.is_empty() && self.namespace == namespace && self.package == package
     }
 
+    /// The names of the interfaces it lists.
+    pub fn names(&self) -> impl Iterator<Item = WitName> + '_ {
+        self.interfaces.iter().map(|interface| WitName {
+            namespace: self.namespace.clone(),
+            package: self.package.clone(),
+            interface: interface.clone(),
+            version: self.version.clone(),
+        })
+    }
+
     /// Whether `name` belongs to this entry's package, in a version that serves.
     pub fn covers(&self, name: &WitName) -> bool {
         name.is_of(&self.namespace, &self.package)

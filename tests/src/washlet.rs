@@ -1,7 +1,7 @@
 //! Hosts: the real binary `wash host`, driven over NATS as an operator does.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -77,12 +77,29 @@ pub struct Status {
 pub struct Washlet {
     process: Process,
     client: Client,
-    args: Vec<String>,
-    variables: Vec<(String, String)>,
+    program: Program,
     state: TempDir,
     heartbeat: Value,
     /// From starting the process to its first heartbeat.
     pub awake_after: Duration,
+}
+
+/// What is started; its state directory and host name come with each start.
+struct Program {
+    path: PathBuf,
+    args: Vec<String>,
+    variables: Vec<(String, String)>,
+}
+
+impl Program {
+    fn new(path: PathBuf, args: &[&str], variables: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self {
+            path,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            variables: variables.iter().map(owned).collect(),
+        }
+    }
 }
 
 impl Washlet {
@@ -103,23 +120,43 @@ impl Washlet {
         args: &[&str],
         variables: &[(&str, &str)],
     ) -> Result<Self> {
-        let client = nats.client().await?;
         let url = nats.url();
-        let args: Vec<_> = ["--scheduler-nats-url", &url, "--data-nats-url", &url]
-            .iter()
-            .chain(args)
-            .map(|arg| (*arg).to_owned())
-            .collect();
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let variables: Vec<_> = variables.iter().map(owned).collect();
+        let own = [
+            "host",
+            "--allow-insecure-registries",
+            "--data-nats-url",
+            &url,
+        ];
+        let args: Vec<_> = own.iter().chain(args).copied().collect();
+        let program = Program::new(tools::built("wash")?, &args, variables);
+        Self::launched(nats, program).await
+    }
+
+    /// As [`start`](Self::start), for a host that is not `wash host`: `program` knows the options
+    /// `--scheduler-nats-url`, `--http-addr`, `--state-dir` and `--host-name`.
+    ///
+    /// # Errors
+    /// As for [`Fleet::host`].
+    pub async fn start_program(nats: &NatsServer, program: &Path, args: &[&str]) -> Result<Self> {
+        Self::launched(nats, Program::new(program.to_owned(), args, &[])).await
+    }
+
+    async fn launched(nats: &NatsServer, mut program: Program) -> Result<Self> {
+        let client = nats.client().await?;
+        let common = [
+            "--scheduler-nats-url",
+            &nats.url(),
+            "--http-addr",
+            "127.0.0.1:0",
+        ];
+        program.args.extend(common.map(str::to_owned));
         let state = TempDir::new()?;
         let began = Instant::now();
-        let (process, heartbeat) = launch(&client, state.path(), &args, &variables).await?;
+        let (process, heartbeat) = launch(&client, state.path(), &program).await?;
         Ok(Self {
             process,
             client,
-            args,
-            variables,
+            program,
             state,
             heartbeat,
             awake_after: began.elapsed(),
@@ -134,7 +171,7 @@ impl Washlet {
         self.kill();
         let began = Instant::now();
         (self.process, self.heartbeat) =
-            launch(&self.client, self.state.path(), &self.args, &self.variables).await?;
+            launch(&self.client, self.state.path(), &self.program).await?;
         self.awake_after = began.elapsed();
         Ok(())
     }
@@ -146,7 +183,7 @@ impl Washlet {
     /// When the host ends, or does not serve HTTP in time; with the end of its log.
     pub async fn restart_cut_off(&mut self) -> Result<u16> {
         self.kill();
-        (self.process, _) = spawn(self.state.path(), &self.args, &self.variables)?;
+        (self.process, _) = spawn(self.state.path(), &self.program)?;
         let serves = |process: &Process| {
             let address = process.stderr.after("serving HTTP address=")?;
             address.trim().rsplit_once(':')?.1.parse().ok()
@@ -331,11 +368,7 @@ pub fn status_of(reply: &Value) -> Result<Status> {
 }
 
 /// Starts the process; with the host name that its heartbeats have.
-fn spawn(
-    state: &Path,
-    args: &[String],
-    variables: &[(String, String)],
-) -> Result<(Process, String)> {
+fn spawn(state: &Path, program: &Program) -> Result<(Process, String)> {
     // Heartbeats carry the id, which only the new host's log and its state directory also have.
     let state = state
         .to_str()
@@ -344,34 +377,21 @@ fn spawn(
         "fleet-{}",
         state.rsplit(['/', '.']).next().unwrap_or_default()
     );
-    let fixed = [
-        "host",
-        "--http-addr",
-        "127.0.0.1:0",
-        "--allow-insecure-registries",
-    ];
     let own = ["--state-dir", state, "--host-name", &name];
-    let args = fixed
-        .into_iter()
-        .chain(own)
-        .chain(args.iter().map(String::as_str));
-    let variables: Vec<_> = variables
+    let args = program.args.iter().map(String::as_str).chain(own);
+    let variables: Vec<_> = program
+        .variables
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
-    let process = Process::start(&tools::built("wash")?, args, &variables)?;
+    let process = Process::start(&program.path, args, &variables)?;
     Ok((process, name))
 }
 
-async fn launch(
-    client: &Client,
-    state: &Path,
-    args: &[String],
-    variables: &[(String, String)],
-) -> Result<(Process, Value)> {
+async fn launch(client: &Client, state: &Path, program: &Program) -> Result<(Process, Value)> {
     let mut heartbeats = client.subscribe("runtime.operator.heartbeat.>").await?;
     client.flush().await?;
-    let (mut process, name) = spawn(state, args, variables)?;
+    let (mut process, name) = spawn(state, program)?;
     let first = async {
         while let Some(message) = heartbeats.next().await {
             let heartbeat: Value = serde_json::from_slice(&message.payload)?;

@@ -15,10 +15,9 @@ use subjects::wire::{
 };
 use subjects::{HostId, WorkloadId};
 use tokio::sync::Notify;
-use washlet::config::{
-    ArtifactConfig, Config, HttpConfig, Identity, Limits, NatsAuth, NatsConfig, NatsTls,
-};
+use washlet::config::{Config, HttpConfig, Identity, NatsConfig};
 use washlet::host::Host;
+use washlet::trigger::Triggers;
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{DevArgs, Interface};
@@ -55,8 +54,9 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
         options.layout = args.tuning.profile.layout();
         options.compiler = compiler();
         let lanes = guests.lanes();
+        let (interfaces, triggers) = (Interfaces::default(), Triggers::default());
         let washlet =
-            Washlet::build(config, options, plugins, Interfaces::default(), lanes, true).await;
+            Washlet::build(config, options, plugins, interfaces, triggers, lanes, true).await;
         let washlet = washlet.map_err(|error| failed(&error))?;
         let changed = Arc::new(Notify::new());
         let _watcher = watch(&file, &changed).map_err(|error| failed(&error))?;
@@ -82,44 +82,13 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
 
 fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
     let id = HostId::new("dev").map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(Config {
-        identity: Identity {
-            id,
-            hostname: "localhost".to_owned(),
-            group: "dev".to_owned(),
-            environment: String::new(),
-            labels: std::collections::BTreeMap::new(),
-        },
-        scheduler: NatsConfig {
-            url: String::new(),
-            tls: NatsTls::default(),
-            auth: NatsAuth::None,
-            inbox_prefix: None,
-        },
-        heartbeat_interval: Duration::from_secs(15),
-        http: Some(HttpConfig {
-            address: args.http_addr,
-            tls: None,
-            drain_delay: Duration::ZERO,
-        }),
-        artifacts: ArtifactConfig {
-            dir: work.join("artifacts"),
-            budget_bytes: 1 << 30,
-            allow_insecure: false,
-            ca: Vec::new(),
-            pull_timeout: Duration::from_secs(30),
-            allow_file: true,
-        },
-        limits: Limits {
-            grace: Duration::from_secs(5),
-            ..Limits::default()
-        },
-        default_allowed_hosts: args.allowed_hosts.clone(),
-        flat_names: false,
-        admin: None,
-        journal: None,
-        orphan_after: Duration::ZERO,
-    })
+    let identity = Identity::new(id, "localhost", "dev");
+    let mut config = Config::new(identity, NatsConfig::new(""), work.join("artifacts"));
+    config.http = Some(HttpConfig::new(args.http_addr));
+    config.artifacts.allow_file = true;
+    config.limits.grace = Duration::from_secs(5);
+    config.default_allowed_hosts.clone_from(&args.allowed_hosts);
+    Ok(config)
 }
 
 /// Tells `changed` whenever something happens to the file, also when it is replaced by another.

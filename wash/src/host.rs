@@ -21,7 +21,7 @@ use washlet::config::{Config, Identity};
 use washlet::control::nats;
 use washlet::drain::Drain;
 use washlet::identity::StateDir;
-use washlet::trigger::http;
+use washlet::trigger::{Triggers, http};
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{HostArgs, LogFormat, TrustRoots as TrustRootsArg};
@@ -100,9 +100,9 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         options.compiler = compiler();
         options.code_dir = state.compiled_dir();
         options.code_bytes_max = args.images.compiled_budget;
-        let interfaces = Interfaces::default();
+        let (interfaces, triggers) = (Interfaces::default(), Triggers::default());
         let lanes = guests.lanes();
-        let washlet = Washlet::build(config, options, plugins, interfaces, lanes, false)
+        let washlet = Washlet::build(config, options, plugins, interfaces, triggers, lanes, false)
             .await
             .map_err(|error| failure(&error))?;
         if let Some(dir) = &args.identity.manifest_dir {

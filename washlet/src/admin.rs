@@ -359,7 +359,7 @@ fn per_workload(page: &mut Page, all: &[Busy]) {
     let counts: Vec<_> = all.iter().map(|busy| busy.in_flight.count()).collect();
     page.gauge(
         "washlet_calls_in_flight",
-        "Calls into components under way: HTTP requests and messages.",
+        "Calls into components under way: HTTP requests, messages and what other triggers call.",
         counts.iter().sum(),
     );
     let name = "washlet_workload_calls_in_flight";

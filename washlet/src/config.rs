@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use subjects::HostId;
 
-/// Everything a [`Washlet`](crate::Washlet) needs to know. Shape: no defaults here; the command line has them.
+/// Everything a [`Washlet`](crate::Washlet) needs to know.
+///
+/// Shape: `wash` says every field; [`new`](Config::new) is for hosts that say a few.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Who this host is.
@@ -33,6 +35,33 @@ pub struct Config {
     pub flat_names: bool,
 }
 
+impl Config {
+    /// A host with the usual bounds that keeps images below `images`: without listener, admin endpoint and
+    /// journal; its components may send no HTTP requests, unless their workload says where to.
+    pub fn new(identity: Identity, scheduler: NatsConfig, images: PathBuf) -> Self {
+        Self {
+            identity,
+            scheduler,
+            heartbeat_interval: Duration::from_secs(15),
+            http: None,
+            admin: None,
+            artifacts: ArtifactConfig {
+                dir: images,
+                budget_bytes: 1 << 30,
+                allow_insecure: false,
+                ca: Vec::new(),
+                pull_timeout: Duration::from_secs(30),
+                allow_file: false,
+            },
+            journal: None,
+            orphan_after: Duration::from_secs(300),
+            limits: Limits::default(),
+            default_allowed_hosts: Vec::new(),
+            flat_names: false,
+        }
+    }
+}
+
 /// What the fleet sees of a host.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -48,6 +77,19 @@ pub struct Identity {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Identity {
+    /// In `group`, without an environment and further labels.
+    pub fn new(id: HostId, hostname: &str, group: &str) -> Self {
+        Self {
+            id,
+            hostname: hostname.to_owned(),
+            group: group.to_owned(),
+            environment: String::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// How to reach a NATS server.
 #[derive(Clone)]
 pub struct NatsConfig {
@@ -59,6 +101,18 @@ pub struct NatsConfig {
     pub auth: NatsAuth,
     /// What subjects of answers to us begin with; `_INBOX` unless given.
     pub inbox_prefix: Option<String>,
+}
+
+impl NatsConfig {
+    /// Without TLS of our own, and without credentials but those in `url`.
+    pub fn new(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            tls: NatsTls::default(),
+            auth: NatsAuth::None,
+            inbox_prefix: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for NatsConfig {
@@ -108,6 +162,17 @@ pub struct HttpConfig {
     pub drain_delay: Duration,
 }
 
+impl HttpConfig {
+    /// Without TLS; ends at once when draining begins.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            tls: None,
+            drain_delay: Duration::ZERO,
+        }
+    }
+}
+
 /// TLS of the HTTP listener.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
@@ -151,9 +216,9 @@ pub struct Limits {
     pub http_connections: usize,
     /// HTTP requests at once.
     pub http_requests: usize,
-    /// Messages being handled at once by one component.
+    /// Messages being handled at once by one component, and calls of it by one trigger.
     pub messages_per_component: usize,
-    /// Messages being handled at once on this host.
+    /// Messages being handled at once on this host, and calls of its triggers.
     pub messages_per_host: usize,
     /// How long a start may take before it is answered STARTING and goes on.
     pub start_reply: Duration,

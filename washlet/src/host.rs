@@ -10,6 +10,7 @@ mod restore;
 use capabilities::plugin::Plugins;
 use engine::Engine;
 use engine::interface::Interfaces;
+use engine::wit::Served;
 use futures::FutureExt;
 use futures::future::join_all;
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use crate::health::Health;
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
 use crate::node::Node;
+use crate::trigger::Triggers;
 use crate::trigger::http::Routes;
 use crate::workload::State;
 use crate::workload::actor::{Actor, InFlight, Resolved};
@@ -50,10 +52,11 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) artifacts: Artifacts,
     pub(crate) routes: Routes,
+    pub(crate) triggers: Triggers,
     pub(crate) limits: Limits,
     /// Every HTTP request goes to the workload started last, whatever its host name.
     pub(crate) any_host: bool,
-    /// Turns for messages of the whole host.
+    /// Turns for messages, and for the calls of triggers, of the whole host.
     pub(crate) messages: Arc<Semaphore>,
     /// Owns the tasks that call guests.
     pub(crate) guests: Drain,
@@ -71,6 +74,8 @@ pub struct Parts {
     pub artifacts: Artifacts,
     /// Where HTTP requests come in.
     pub routes: Routes,
+    /// What else calls components.
+    pub triggers: Triggers,
     /// The port of the listener; `None` without one.
     pub http_port: Option<u16>,
     /// Every HTTP request goes to the workload started last.
@@ -192,6 +197,7 @@ impl Host {
             engine: parts.engine,
             artifacts: parts.artifacts,
             routes: parts.routes,
+            triggers: parts.triggers,
             messages: Arc::new(Semaphore::new(parts.limits.messages_per_host)),
             limits: parts.limits,
             any_host: parts.any_host,
@@ -417,6 +423,7 @@ impl Host {
             memory_bytes_max: config.memory_bytes_max,
             default_allowed_hosts: &inner.default_allowed_hosts,
             interfaces: inner.shared.engine.interfaces(),
+            triggers: &inner.shared.triggers,
             backends: inner.shared.engine.plugins(),
             ingress: inner.http_port.is_some(),
         };
@@ -650,7 +657,7 @@ impl Host {
             component_count: inner.shared.running.load(Ordering::Relaxed),
             workload_count: workloads,
             imports: served(inner.shared.engine.interfaces()),
-            exports: driven(),
+            exports: driven(&inner.shared.triggers),
             http_port: inner.http_port.unwrap_or(0).into(),
             environment: inner.identity.environment.clone(),
         }
@@ -790,18 +797,14 @@ fn served(interfaces: &Interfaces) -> Vec<wire::WitInterface> {
     interfaces.serves().map(wit_interface).collect()
 }
 
-fn driven() -> Vec<wire::WitInterface> {
+fn driven(triggers: &Triggers) -> Vec<wire::WitInterface> {
     // Like WASI itself, HTTP is on every host and not listed.
-    let beyond = |served: &&engine::wit::Served| served.package != "http";
-    crate::trigger::drives()
-        .iter()
-        .filter(beyond)
-        .copied()
-        .map(wit_interface)
-        .collect()
+    let beyond = |served: &Served| (served.namespace, served.package) != ("wasi", "http");
+    let beyond = triggers.drives().filter(beyond);
+    beyond.map(wit_interface).collect()
 }
 
-fn wit_interface(served: engine::wit::Served) -> wire::WitInterface {
+fn wit_interface(served: Served) -> wire::WitInterface {
     wire::WitInterface {
         namespace: served.namespace.to_owned(),
         package: served.package.to_owned(),

@@ -9,7 +9,7 @@
 //! | [`health`], [`admin`] | how the host is: what is not ready, metrics |
 //! | [`host`] | the table of workloads: start, stop, status, heartbeat |
 //! | [`journal`] | what is to run, kept on disk |
-//! | [`trigger`] | what drives exports: HTTP and messages |
+//! | [`trigger`] | what drives exports: HTTP, messages, and what a host is built with |
 //! | [`control`] | NATS requests in, replies out |
 //! | [`drain`] | who owns tasks; the only place that spawns |
 //!

@@ -26,6 +26,7 @@ use crate::health::Health;
 use crate::host::{Host, Parts};
 use crate::journal::{self, Entry, Journal};
 use crate::node::{self, Node};
+use crate::trigger::Triggers;
 use crate::trigger::http::{self, Routes, Server, Timeouts};
 
 /// How often the cleaner looks at the artifact cache.
@@ -155,7 +156,9 @@ pub struct Washlet {
 impl Washlet {
     /// Builds a host and binds its listener.
     ///
-    /// Shape: the current runtime becomes the control plane's; guests are called on `guests`. With `any_host`
+    /// Shape: components store things through `plugins`, import what `interfaces` serve, and are called by
+    /// HTTP requests, messages and `triggers`.
+    /// The current runtime becomes the control plane's; guests are called on `guests`. With `any_host`
     /// every HTTP request goes to the workload started last.
     ///
     /// # Errors
@@ -165,6 +168,7 @@ impl Washlet {
         options: EngineOptions,
         plugins: Plugins,
         interfaces: Interfaces,
+        triggers: Triggers,
         guests: impl Into<Lanes>,
         any_host: bool,
     ) -> Result<Self, Error> {
@@ -227,6 +231,7 @@ impl Washlet {
             engine,
             artifacts,
             routes,
+            triggers,
             http_port: address.map(|address| address.port()),
             any_host,
             health: health.clone(),

@@ -197,8 +197,11 @@ impl<'a> Need<'a> {
     }
 }
 
-/// Links one import, naming it in the error.
-pub(crate) fn instance(
+/// Links one import: `add` defines its functions. For who implements an [`Interface`].
+///
+/// # Errors
+/// [`InterfaceError::Link`], which names the import.
+pub fn instance(
     linker: &mut Linker<Ctx>,
     import: &Import,
     add: impl FnOnce(&mut wasmtime::component::LinkerInstance<'_, Ctx>) -> wasmtime::Result<()>,

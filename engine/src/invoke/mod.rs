@@ -1,6 +1,7 @@
 //! Calling exports: each call has an instance to itself, fresh unless the component asked for reuse, bounded
 //! in memory, CPU time and wall time.
 
+mod export;
 mod http;
 mod messaging;
 mod messaging_p3;

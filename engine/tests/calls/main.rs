@@ -11,6 +11,7 @@ mod bodies;
 mod compile;
 mod courier;
 mod egress;
+mod export;
 mod host;
 mod instances;
 mod keyvalue;

@@ -8,9 +8,9 @@ use engine::{Runnable, invoke};
 use futures::stream::{SelectAll, StreamExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::drain::Drain;
+use crate::trigger::driven::{Admission, Turn};
 use crate::workload::actor::InFlight;
 use crate::workload::spec::Subscriptions;
 
@@ -18,10 +18,8 @@ use crate::workload::spec::Subscriptions;
 pub(crate) struct Delivering {
     pub(crate) target: Runnable,
     pub(crate) subscriptions: Subscriptions,
-    /// Turns of this component.
-    pub(crate) component: Arc<Semaphore>,
-    /// Turns of the whole host.
-    pub(crate) host: Arc<Semaphore>,
+    /// Where a message waits for its turn.
+    pub(crate) admission: Admission,
     /// Calls that a stop waits for.
     pub(crate) in_flight: InFlight,
     /// Messages dropped for want of a turn.
@@ -48,6 +46,7 @@ pub(crate) async fn attach(
     let owner = drain.clone();
     drain.spawn("messages", async move {
         let delivering = Arc::new(delivering);
+        let wait = delivering.subscriptions.admission_wait;
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -58,7 +57,7 @@ pub(crate) async fn attach(
             let turn = tokio::select! {
                 biased;
                 () = owner.stopping() => break,
-                turn = delivering.turn() => turn,
+                turn = delivering.admission.turn(wait) => turn,
             };
             match turn {
                 Some(turn) => {
@@ -75,19 +74,7 @@ pub(crate) async fn attach(
     Ok(())
 }
 
-type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
-
 impl Delivering {
-    async fn turn(&self) -> Option<Turn> {
-        let wait = self.subscriptions.admission_wait;
-        let turn = async {
-            let component = Arc::clone(&self.component).acquire_owned().await.ok()?;
-            let host = Arc::clone(&self.host).acquire_owned().await.ok()?;
-            Some((component, host))
-        };
-        tokio::time::timeout(wait, turn).await.ok().flatten()
-    }
-
     fn drop_one(&self, delivery: &Delivery) {
         let dropped = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
         let owner = self.target.owner();

@@ -1,8 +1,9 @@
 //! The task that owns one workload: brings it up, holds what it attached, takes it down.
 
 use capabilities::plugin::{Ask, Settings};
-use capabilities::report;
+use capabilities::{BoxError, report};
 use engine::shards::{self, Shards};
+use engine::wit::WitInterface;
 use engine::{Grant, Owner, Runnable, Turns};
 use futures::future::{join_all, try_join_all};
 use http::StatusCode;
@@ -10,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -21,9 +22,11 @@ use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
 use crate::health::{self, Answered, CLASSES};
 use crate::host::{Shared, Turn};
+use crate::trigger::driven::{Admission, Driven, Guard};
 use crate::trigger::guest::Guest;
 use crate::trigger::http::Attachment;
 use crate::trigger::messaging::{self, Delivering};
+use crate::trigger::{self, Trigger};
 
 /// What others may know of a workload's components while it runs.
 #[derive(Clone, Debug)]
@@ -35,6 +38,7 @@ pub(crate) struct Resolved {
 /// Everything a running workload holds; dropping it detaches.
 struct Attached {
     _routes: Option<Attachment>,
+    _triggers: Vec<Guard>,
     _pins: Vec<ArtifactPin>,
 }
 
@@ -120,9 +124,10 @@ impl Actor {
         let components = self.spec.components.iter();
         let pulls = components.map(|component| self.prepare(component, &turns));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
-        let routes = self.attach(&runnables, in_flight, messages).await?;
+        let (triggers, routes) = self.attach(&runnables, in_flight, messages).await?;
         let attached = Attached {
             _routes: routes,
+            _triggers: triggers,
             _pins: pins,
         };
         if let Some(turn) = turn {
@@ -198,27 +203,37 @@ impl Actor {
         Ok((runnable, pin))
     }
 
-    /// Lets the world in: subscriptions first, the route last, so that a workload is reachable as a whole.
+    /// Lets the world in: subscriptions and triggers first, the route last, so that a workload is reachable as
+    /// a whole.
     async fn attach(
         &self,
         runnables: &[Runnable],
         in_flight: &InFlight,
         messages: &Drain,
-    ) -> Result<Option<Attachment>, String> {
+    ) -> Result<(Vec<Guard>, Option<Attachment>), String> {
         for (runnable, spec) in runnables.iter().zip(&self.spec.components) {
             if runnable.handles_messages() && !spec.subscriptions.subjects.is_empty() {
                 self.subscribe(runnable, spec, in_flight, messages).await?;
             }
         }
-        let Some(names) = &self.spec.http else {
-            return Ok(None);
-        };
+        let mut triggers = Vec::new();
+        for entry in self.spec.interfaces.iter() {
+            for trigger in self.shared.triggers.find(entry) {
+                let attached = self.drive(trigger, entry, runnables, in_flight, messages);
+                triggers.extend(attached.await?);
+            }
+        }
+        Ok((triggers, self.route(runnables, in_flight)))
+    }
+
+    fn route(&self, runnables: &[Runnable], in_flight: &InFlight) -> Option<Attachment> {
+        let names = self.spec.http.as_ref()?;
         let Some(target) = runnables.iter().find(|runnable| runnable.serves_http()) else {
             tracing::warn!(
                 id = %self.spec.id, workload = self.spec.name,
                 "a wasi:http interface is declared, but no component exports incoming-handler (WASI 0.2) or handler (WASI 0.3)"
             );
-            return Ok(None);
+            return None;
         };
         let guest = Guest::new(
             target.clone(),
@@ -228,10 +243,53 @@ impl Actor {
         );
         let workload = self.spec.id.as_str().into();
         let routes = &self.shared.routes;
-        Ok(Some(match self.shared.any_host {
+        Some(match self.shared.any_host {
             true => routes.attach_default(workload, Arc::new(guest)),
             false => routes.attach(names.clone(), workload, Arc::new(guest)),
-        }))
+        })
+    }
+
+    /// Has `trigger` call every component that exports what `entry` asks it to drive.
+    async fn drive(
+        &self,
+        trigger: &dyn Trigger,
+        entry: &WitInterface,
+        runnables: &[Runnable],
+        in_flight: &InFlight,
+        tasks: &Drain,
+    ) -> Result<Vec<Guard>, String> {
+        let mut guards = Vec::new();
+        for runnable in runnables.iter().filter(|runnable| {
+            let mut exported = runnable.exported();
+            exported.any(|name| trigger::asks(trigger, entry, &name))
+        }) {
+            let admission = self.admission(self.shared.limits.messages_per_component);
+            let driven = Driven::new(runnable.clone(), admission, in_flight.clone(), tasks);
+            let settings = Settings::new(&entry.config);
+            let attached = async {
+                let guard = trigger.attach(driven, &settings).await?;
+                settings.finish()?;
+                Ok::<_, BoxError>(guard)
+            };
+            guards.push(attached.await.map_err(|error| {
+                let (component, error) = (&runnable.owner().component, report(&*error));
+                format!(
+                    "component '{component}': failed to attach the trigger of '{entry}': {error}"
+                )
+            })?);
+        }
+        match guards.is_empty() {
+            true => Err(format!(
+                "host interface '{entry}' is declared, but no component exports it; export it, or leave the entry out"
+            )),
+            false => Ok(guards),
+        }
+    }
+
+    /// Turns for one component and one source of calls.
+    fn admission(&self, component: usize) -> Admission {
+        let component = component.min(self.shared.limits.messages_per_component);
+        Admission::new(component, &self.shared.messages)
     }
 
     async fn subscribe(
@@ -275,8 +333,7 @@ impl Actor {
         let delivering = Delivering {
             target: runnable.clone(),
             subscriptions: spec.subscriptions.clone(),
-            component: Arc::new(Semaphore::new(turns.min(limits.messages_per_component))),
-            host: Arc::clone(&self.shared.messages),
+            admission: self.admission(turns),
             in_flight: in_flight.clone(),
             shed: Arc::new(AtomicU64::new(0)),
         };

@@ -3,7 +3,7 @@
 
 use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
-use engine::wit::{WitInterface, WitName};
+use engine::wit::WitInterface;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use subjects::WorkloadId;
 use subjects::wire;
 
 use crate::artifact::{Credentials, PullPolicy};
+use crate::trigger::Triggers;
 use crate::trigger::http::Names;
 
 /// The annotation that the operator puts on the replicas of a deployment.
@@ -45,6 +46,8 @@ pub struct Terms<'a> {
     pub default_allowed_hosts: &'a [String],
     /// Whether `wasi:http` and others are served.
     pub interfaces: &'a engine::interface::Interfaces,
+    /// What drives exports.
+    pub triggers: &'a Triggers,
     /// What a host interface's `backend` may name.
     pub backends: &'a capabilities::plugin::Plugins,
     /// Whether there is an HTTP listener.
@@ -227,6 +230,12 @@ fn interfaces(
         if !is_served(&interface, terms) {
             unavailable.push(interface.to_string());
         }
+        if !interface.name.is_empty() && terms.triggers.find(&interface).next().is_some() {
+            return refused(
+                format!("{path}.name"),
+                "components are called through the entry without a name; leave the name out",
+            );
+        }
         let twin = |other: &WitInterface| {
             other.namespace == interface.namespace
                 && other.package == interface.package
@@ -290,17 +299,9 @@ fn is_served(entry: &WitInterface, terms: &Terms<'_>) -> bool {
     if entry.namespace == "wasi" && ALWAYS.contains(&entry.package.as_str()) {
         return true;
     }
-    entry.interfaces.iter().all(|interface| {
-        let name = WitName {
-            namespace: entry.namespace.clone(),
-            package: entry.package.clone(),
-            interface: interface.clone(),
-            version: entry.version.clone(),
-        };
-        terms.interfaces.serves().any(|served| served.serves(&name))
-            || crate::trigger::drives()
-                .iter()
-                .any(|served| served.serves(&name))
+    entry.names().all(|name| {
+        let mut known = terms.interfaces.serves().chain(terms.triggers.drives());
+        known.any(|served| served.serves(&name))
     })
 }
 
@@ -612,6 +613,7 @@ mod tests {
             memory_bytes_max: 512 << 20,
             default_allowed_hosts: &["*".to_owned()],
             interfaces: &interfaces,
+            triggers: &Triggers::default(),
             backends: &backends,
             ingress: true,
         };
