@@ -16,6 +16,7 @@
 //!
 //! Invariant: this crate does no I/O and depends on no other crate of the workspace.
 
+pub mod addresses;
 pub mod blobstore;
 pub mod config;
 pub mod contract;
