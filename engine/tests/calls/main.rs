@@ -19,4 +19,5 @@ mod link;
 mod log;
 mod named;
 mod service;
+mod sql;
 mod warm;
