@@ -10,12 +10,14 @@
 //! | messages | [`MessageBus`](messaging::MessageBus) | `wasmcloud:messaging` |
 //! | configuration | [`ConfigSource`](config::ConfigSource) | `wasi:config` |
 //! | secrets | [`SecretSource`](secrets::SecretSource) | `wasmcloud:secrets` |
+//! | databases | [`SqlDatabase`](sql::SqlDatabase) | `wasmcloud:postgres` |
 //!
 //! A storage implements [`Plugin`](plugin::Plugin) and offers whichever of them it can. [`memory`] is
 //! the plugin for development and tests; [`contract`] holds the cases every plugin must pass.
 //!
 //! Invariant: this crate does no I/O and depends on no other crate of the workspace.
 
+pub mod addresses;
 pub mod blobstore;
 pub mod config;
 pub mod contract;
@@ -25,6 +27,7 @@ pub mod messaging;
 pub mod names;
 pub mod plugin;
 pub mod secrets;
+pub mod sql;
 
 /// An error of a storage's client library, carried as a source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;

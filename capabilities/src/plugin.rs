@@ -11,6 +11,7 @@ use crate::config::ConfigSource;
 use crate::keyvalue::KeyValueStore;
 use crate::messaging::MessageBus;
 use crate::secrets::SecretSource;
+use crate::sql::SqlDatabase;
 
 /// One kind of storage, registered once, serving whichever capabilities it can. Knows no wasm.
 #[async_trait]
@@ -46,6 +47,12 @@ pub trait Plugin: Send + Sync + 'static {
     async fn secrets(&self, ask: &Ask<'_>) -> Result<Arc<dyn SecretSource>, OpenError> {
         let _ = ask;
         Err(OpenError::NotOffered("secrets"))
+    }
+
+    /// A database for who asks: the one that the settings name.
+    async fn sql(&self, ask: &Ask<'_>) -> Result<Arc<dyn SqlDatabase>, OpenError> {
+        let _ = ask;
+        Err(OpenError::NotOffered("databases"))
     }
 
     /// Keeps up to date what was opened and is to follow its storage.
@@ -175,6 +182,11 @@ impl<'a> Settings<'a> {
         self.text(key).ok_or(OpenError::Setting { key, expected })
     }
 
+    /// All of it, read or not.
+    pub fn all(&self) -> &'a BTreeMap<String, String> {
+        self.values
+    }
+
     /// What nobody has read.
     pub fn unread(&self) -> BTreeMap<String, String> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,8 +255,20 @@ impl Plugins {
     /// # Errors
     /// [`OpenError::NoSuchPlugin`] with the names there are.
     pub fn select(&self, settings: &Settings<'_>) -> Result<&dyn Plugin, OpenError> {
+        self.select_or(settings, self.default)
+    }
+
+    /// As [`select`](Self::select), for what another plugin than the usual serves without the setting.
+    ///
+    /// # Errors
+    /// [`OpenError::NoSuchPlugin`] with the names there are.
+    pub fn select_or(
+        &self,
+        settings: &Settings<'_>,
+        default: &str,
+    ) -> Result<&dyn Plugin, OpenError> {
         let name = match settings.text("backend") {
-            None => self.default,
+            None => default,
             // The reference's name of what this host calls memory.
             Some("in-memory") => "memory",
             Some(name) => name,

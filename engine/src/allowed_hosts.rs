@@ -1,9 +1,10 @@
-//! Where a component may send HTTP requests: the grammar of `allowedHosts`, and addresses nobody may reach.
+//! Where a component may send HTTP requests: the grammar of `allowedHosts`.
 //!
 //! Grammar of an entry: `*`, `host[:port]`, `*.suffix[:port]`, each optionally after `scheme://` and with a
 //! trailing `/`. An entry with a scheme and no port means the scheme's own port; an entry with neither means
 //! any port. An empty list allows nothing.
 
+use capabilities::addresses::Reach;
 use http::Uri;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -51,15 +52,6 @@ impl fmt::Display for InvalidEntries {
             .iter()
             .try_for_each(|entry| write!(f, "\n  - {entry}"))
     }
-}
-
-/// How far an allowed request may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Public and private addresses.
-    Network,
-    /// Loopback too: the entry names it.
-    Loopback,
 }
 
 impl AllowedHosts {
@@ -118,17 +110,7 @@ impl AllowedHost {
             Host::Suffix(suffix) => {
                 (host.len() > suffix.len() && host.ends_with(suffix)).then_some(Reach::Network)
             }
-            Host::Exact(exact) if exact == host => {
-                let names_loopback = exact == "localhost"
-                    || exact
-                        .parse::<IpAddr>()
-                        .is_ok_and(|address| address.is_loopback());
-                Some(if names_loopback {
-                    Reach::Loopback
-                } else {
-                    Reach::Network
-                })
-            }
+            Host::Exact(exact) if exact == host => Some(Reach::of(exact)),
             Host::Exact(_) => None,
         }
     }
@@ -234,35 +216,6 @@ pub(crate) fn bare(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-/// Whether a guest that may go as far as `reach` may connect to `address`.
-///
-/// Link-local, metadata, unspecified, multicast and broadcast addresses are never reached.
-pub(crate) fn address_is_reachable(address: IpAddr, reach: Reach) -> bool {
-    let address = match address {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
-        v4 => v4,
-    };
-    let denied = match address {
-        IpAddr::V4(v4) => {
-            v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.octets()[0] == 0
-                // The metadata services of clouds that do not use a link-local address.
-                || v4.octets() == [100, 100, 100, 200]
-                || v4.octets() == [168, 63, 129, 16]
-        }
-        IpAddr::V6(v6) => {
-            v6.is_unspecified()
-                || v6.is_multicast()
-                || v6.is_unicast_link_local()
-                || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
-        }
-    };
-    !denied && (reach == Reach::Loopback || !address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,41 +278,6 @@ mod tests {
         ];
         let InvalidEntries(errors) = AllowedHosts::parse(&bad).unwrap_err();
         assert_eq!(errors.len(), bad.len(), "{errors:?}");
-    }
-
-    #[test]
-    fn metadata_and_link_local_addresses_are_never_reached() {
-        for address in [
-            "169.254.169.254",
-            "169.254.1.1",
-            "fe80::1",
-            "fd00:ec2::254",
-            "::ffff:169.254.169.254",
-            "0.0.0.0",
-            "::",
-            "224.0.0.1",
-            "255.255.255.255",
-            "100.100.100.200",
-        ] {
-            assert!(
-                !address_is_reachable(address.parse().unwrap(), Reach::Loopback),
-                "{address}"
-            );
-        }
-        for address in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
-            assert!(
-                !address_is_reachable(address.parse().unwrap(), Reach::Network),
-                "{address}"
-            );
-            assert!(
-                address_is_reachable(address.parse().unwrap(), Reach::Loopback),
-                "{address}"
-            );
-        }
-        assert!(address_is_reachable(
-            "10.0.0.1".parse().unwrap(),
-            Reach::Network
-        ));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The capability traits over PostgreSQL 12 or newer: key-value and blobs in tables of the schema `washlet`.
+//! The capability traits over PostgreSQL 12 or newer: key-value and blobs in tables of the schema `washlet`, and
+//! databases that workloads name themselves.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -11,8 +12,9 @@
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `garbage` | deletes contents that are nobody's |
 //! | `listing` | sorted pages, for both |
+//! | `sql` | `SqlDatabase`: databases of workloads, over a client of its own |
 //!
-//! Invariant: every statement ends within a time limit, and each is a transaction of its own: none stays
+//! Invariant of the host's own database: every statement ends within a time limit, and each is a transaction of its own: none stays
 //! open while a guest is waited for.
 
 use async_trait::async_trait;
@@ -20,6 +22,7 @@ use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::keyvalue::KeyValueStore;
 use capabilities::messaging::MessageBus;
 use capabilities::plugin::{Ask, OpenError, Plugin};
+use capabilities::sql::SqlDatabase;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ mod keyvalue;
 mod listing;
 mod pool;
 mod schema;
+mod sql;
 mod upload;
 
 pub use dsn::{Dsn, DsnError};
@@ -39,18 +43,35 @@ pub use dsn::{Dsn, DsnError};
 /// How long one statement may take, and how long one waits for a connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value and blobs in one database.
+/// Key-value and blobs in the host's database, if it has one, and databases of workloads.
 pub struct Postgres {
+    own: Option<Own>,
+    databases: sql::Databases,
+}
+
+/// The database of the host itself.
+struct Own {
     database: Arc<database::Database>,
     garbage: Arc<garbage::Garbage>,
 }
 
 impl Postgres {
-    /// In the database at `dsn`, which is connected to when the first call needs it.
-    pub fn new(dsn: &Dsn) -> Self {
-        let database = Arc::new(database::Database::new(dsn));
-        let garbage = Arc::new(garbage::Garbage::new(database.clone()));
-        Self { database, garbage }
+    /// With the database at `dsn` for key-value and blobs, which is connected to when the first call needs it;
+    /// without one, workloads have the databases they name, and nothing else.
+    pub fn new(dsn: Option<&Dsn>) -> Self {
+        let own = dsn.map(|dsn| {
+            let database = Arc::new(database::Database::new(dsn));
+            let garbage = Arc::new(garbage::Garbage::new(database.clone()));
+            Own { database, garbage }
+        });
+        Self {
+            own,
+            databases: sql::Databases::new(),
+        }
+    }
+
+    fn own(&self, what: &'static str) -> Result<&Own, OpenError> {
+        self.own.as_ref().ok_or(OpenError::NotOffered(what))
     }
 }
 
@@ -64,7 +85,8 @@ impl Plugin for Postgres {
     async fn keyvalue(&self, ask: &Ask<'_>) -> Result<Arc<dyn KeyValueStore>, OpenError> {
         let scope = ask.scope()?;
         let create = ask.settings.boolean("create")?.unwrap_or(true);
-        let database = self.database.clone();
+        let own = self.own("key-value, unless the host has --postgres-url")?;
+        let database = own.database.clone();
         Ok(Arc::new(keyvalue::Store::new(database, scope, create)))
     }
 
@@ -73,9 +95,10 @@ impl Plugin for Postgres {
         let scope = ask.scope()?;
         let create = ask.settings.boolean("create")?.unwrap_or(true);
         let bytes_max = blobs::bytes_max(&ask.settings)?;
+        let own = self.own("blobs, unless the host has --postgres-url")?;
         Ok(Arc::new(blobstore::Store::new(
-            self.database.clone(),
-            self.garbage.clone(),
+            own.database.clone(),
+            own.garbage.clone(),
             scope,
             create,
             bytes_max,
@@ -86,8 +109,21 @@ impl Plugin for Postgres {
         Err(OpenError::NotOffered("messaging; 'nats' and 'memory' do"))
     }
 
+    /// Reads the settings `url`, `user`, `password`, `database`, `ca`, `pool_size`, `wait_timeout`,
+    /// `statement_timeout`, `max_rows` and `max_bytes`.
+    async fn sql(&self, ask: &Ask<'_>) -> Result<Arc<dyn SqlDatabase>, OpenError> {
+        self.databases.open(ask)
+    }
+
+    async fn run(&self) {
+        self.databases.run().await;
+    }
+
     async fn close(&self) {
-        self.garbage.forgotten().await;
-        self.database.close().await;
+        self.databases.close();
+        if let Some(own) = &self.own {
+            own.garbage.forgotten().await;
+            own.database.close().await;
+        }
     }
 }

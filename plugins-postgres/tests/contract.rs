@@ -11,7 +11,7 @@ use plugins_postgres::{Dsn, Postgres};
 use std::collections::BTreeMap;
 
 fn plugin(server: &PostgresServer) -> Postgres {
-    Postgres::new(&Dsn::parse(&server.url()).unwrap())
+    Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()))
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ const OBJECT: ObjectId<'static> = ObjectId {
 };
 
 fn plugin(url: &str) -> Postgres {
-    Postgres::new(&Dsn::parse(url).unwrap())
+    Postgres::new(Some(&Dsn::parse(url).unwrap()))
 }
 
 fn ask(settings: &BTreeMap<String, String>) -> Ask<'_> {

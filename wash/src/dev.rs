@@ -10,6 +10,7 @@ use engine::TrustRoots;
 use engine::interface::Interfaces;
 use engine::wit::WitName;
 use notify::Watcher;
+use plugins_postgres::Postgres;
 use subjects::wire::{
     Component, LocalResources, WitInterface, WitWorld, Workload, WorkloadState, WorkloadStatus,
 };
@@ -48,7 +49,9 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
     let guests = Guests::start(args.tuning.profile, None)?;
     let outcome = control.block_on(async {
         let (mut stop, again) = signals()?;
-        let plugins = Plugins::new("memory").with(Memory::new(MEMORY_BYTES_MAX));
+        let plugins = Plugins::new("memory")
+            .with(Memory::new(MEMORY_BYTES_MAX))
+            .with(Postgres::new(None));
         let config = config(&args, work.path())?;
         let mut options = EngineOptions::new(64, trust_roots);
         options.layout = args.tuning.profile.layout();

@@ -84,15 +84,13 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         };
         let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
-            .with(Nats::new(data_client));
+            .with(Nats::new(data_client))
+            .with(Postgres::new(postgres.as_ref()));
         if let Some(dir) = &args.secrets.secrets_dir {
             plugins = plugins.with(Files::new(dir));
         }
         if let Some(prefix) = &args.secrets.secrets_env_prefix {
             plugins = plugins.with(Environment::new(prefix, std::env::vars_os()));
-        }
-        if let Some(dsn) = postgres {
-            plugins = plugins.with(Postgres::new(&dsn));
         }
         let mut options = EngineOptions::new(INSTANCES_MAX, trust_roots);
         options.layout = args.run.tuning.profile.layout();

@@ -5,6 +5,7 @@
 //! lead where an address may not.
 
 use capabilities::BoxError;
+use capabilities::addresses::Reach;
 use futures::future::BoxFuture;
 use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::allowed_hosts::{AllowedHosts, Reach, address_is_reachable, bare};
+use crate::allowed_hosts::{AllowedHosts, bare};
 use crate::arriving::Arriving;
 use crate::runnable::Recipe;
 use crate::shards::Handle;
@@ -192,7 +193,7 @@ impl Egress {
         };
         // A connector does not resolve literal addresses, so they are checked here.
         if let Some(address) = literal(request.uri())
-            && !address_is_reachable(address, reach)
+            && !reach.allows(address)
         {
             return Err(Error::DestinationIpProhibited);
         }
@@ -294,9 +295,8 @@ impl tower_service::Service<Name> for Resolver {
             let found = tokio::net::lookup_host((name.as_str(), 0))
                 .await
                 .map_err(NoSuchName)?;
-            let found: Vec<SocketAddr> = found
-                .filter(|address| address_is_reachable(address.ip(), reach))
-                .collect();
+            let found: Vec<SocketAddr> =
+                found.filter(|address| reach.allows(address.ip())).collect();
             if found.is_empty() {
                 return Err(Prohibited(name.as_str().to_owned()).into());
             }

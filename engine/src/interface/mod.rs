@@ -10,6 +10,7 @@ pub(crate) mod keyvalue;
 pub(crate) mod logging;
 pub(crate) mod messaging;
 pub(crate) mod messaging_p3;
+pub(crate) mod postgres;
 pub(crate) mod secrets;
 pub(crate) mod secrets_p3;
 
@@ -97,6 +98,7 @@ impl Default for Interfaces {
             .with(logging::Logging)
             .with(messaging::Messaging)
             .with(messaging_p3::Messaging)
+            .with(postgres::Postgres)
             .with(secrets::Secrets)
             .with(secrets_p3::Secrets)
     }
@@ -184,13 +186,30 @@ impl<'a> Need<'a> {
     where
         F: Future<Output = Result<T, OpenError>>,
     {
+        let ask = self.ask(entry, elsewhere);
+        let plugin = self.plugins.select(&ask.settings);
+        self.open_of(plugin, capability, entry, ask, open).await
+    }
+
+    /// The same of `plugin`, which may be another than the usual one.
+    async fn open_of<'s, T, F>(
+        &'s self,
+        plugin: Result<&'s dyn Plugin, OpenError>,
+        capability: &'static str,
+        entry: &'s WitInterface,
+        ask: Ask<'s>,
+        open: impl FnOnce(&'s dyn Plugin, Arc<Ask<'s>>) -> F,
+    ) -> Result<T, InterfaceError>
+    where
+        F: Future<Output = Result<T, OpenError>>,
+    {
         let failed = |source| InterfaceError::Open {
             capability,
             entry: entry.to_string(),
             source,
         };
-        let ask = Arc::new(self.ask(entry, elsewhere));
-        let plugin = self.plugins.select(&ask.settings).map_err(failed)?;
+        let ask = Arc::new(ask);
+        let plugin = plugin.map_err(failed)?;
         let opened = open(plugin, Arc::clone(&ask)).await.map_err(failed)?;
         ask.settings.finish().map_err(failed)?;
         Ok(opened)

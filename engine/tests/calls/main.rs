@@ -20,4 +20,5 @@ mod link;
 mod log;
 mod named;
 mod service;
+mod sql;
 mod warm;

@@ -30,6 +30,7 @@ mod postgres;
 mod profiles;
 mod replace;
 mod secrets;
+mod sql;
 
 /// The virtual host of most workloads here.
 const HOST: &str = "app.test";

@@ -181,7 +181,7 @@ async fn what_postgres_does_not_serve_is_refused() -> Result<()> {
     let without = fleet.host(&[]).await?;
     let status = without.run(&workload(&fleet, "kv", STORE).await?).await?;
     assert!(
-        status.state == "ERROR" && status.message.contains("no backend 'postgres'"),
+        status.state == "ERROR" && status.message.contains("--postgres-url"),
         "{status:?}"
     );
     let host = fleet.host(&["--postgres-url", &server.url()]).await?;
