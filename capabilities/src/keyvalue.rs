@@ -8,6 +8,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 use crate::BoxError;
+use crate::plugin::{OpenError, Settings};
 
 /// The longest key, in bytes of UTF-8.
 pub const KEY_BYTES_MAX: usize = 1024;
@@ -153,6 +154,9 @@ pub enum Error {
         /// The limit in force.
         bytes_max: usize,
     },
+    /// The bucket may not hold more.
+    #[error("the bucket is full")]
+    Full(#[source] BoxError),
     /// The value at the key is not a counter.
     #[error("value of {0} bytes is not a counter of 8 bytes")]
     NotACounter(usize),
@@ -202,6 +206,56 @@ pub fn check_value(value: &[u8], bytes_max: usize) -> Result<()> {
     }
 }
 
+/// The setting `max_value_bytes`: how large a value may be that is written through the entry.
+///
+/// Shape: at least 8, because that is a [`counter`].
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no number from 8 to [`VALUE_BYTES_MAX`].
+pub fn value_bytes_max(settings: &Settings<'_>) -> Result<usize, OpenError> {
+    let expected = "a number of bytes from 8 to 1040384";
+    let bytes = settings.parsed("max_value_bytes", expected, |value| {
+        let bytes = value.parse().ok()?;
+        (8..=VALUE_BYTES_MAX).contains(&bytes).then_some(bytes)
+    })?;
+    Ok(bytes.unwrap_or(VALUE_BYTES_MAX))
+}
+
+/// The setting `ttl`: how long values live that are written without a ttl of their own.
+///
+/// Shape: a whole number of seconds, or of what its last letter says.
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no time from a second to [`TTL_MAX`].
+pub fn ttl(settings: &Settings<'_>) -> Result<Option<Duration>, OpenError> {
+    let expected = "a time of at least 1s, like 90s, 10m, 12h or 7d";
+    settings.parsed("ttl", expected, parse_ttl)
+}
+
+fn parse_ttl(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)? {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return None,
+    };
+    let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+    let ttl = Duration::from_secs(seconds);
+    (ttl >= Duration::from_secs(1) && ttl <= TTL_MAX).then_some(ttl)
+}
+
+/// The setting `max_bytes`: how much a bucket may hold.
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no positive number.
+pub fn bytes_max(settings: &Settings<'_>) -> Result<Option<i64>, OpenError> {
+    settings.parsed("max_bytes", "a positive number of bytes", |value| {
+        value.parse().ok().filter(|bytes| *bytes > 0)
+    })
+}
+
 /// `ttl` in whole seconds, rounded up, as every storage counts it.
 ///
 /// Shape: at least 1, because 0 is for ever on some storages.
@@ -237,5 +291,42 @@ pub mod counter {
             .try_into()
             .map_err(|_| Error::NotACounter(value.len()))?;
         Ok(i64::from_be_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls() {
+        for (text, seconds) in [
+            ("5", 5),
+            ("90s", 90),
+            ("10m", 600),
+            ("12h", 43_200),
+            ("7d", 604_800),
+        ] {
+            assert_eq!(
+                parse_ttl(text),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "0",
+            "0s",
+            "-1",
+            "1.5h",
+            "1w",
+            "1 h",
+            "1hm",
+            "99999999999d",
+            "é",
+        ] {
+            assert_eq!(parse_ttl(text), None, "{text}");
+        }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Store {
     scope: Scope,
     /// How absent buckets are made; `None` when they are not.
     create: Option<Blueprint>,
+    /// The largest value that is written.
+    value_bytes_max: usize,
     listings: Listings,
 }
 
@@ -35,12 +37,14 @@ impl Store {
         counters: Arc<Counters>,
         scope: Scope,
         create: Option<Blueprint>,
+        value_bytes_max: usize,
     ) -> Self {
         Self {
             buckets,
             counters,
             scope,
             create,
+            value_bytes_max,
             listings: Listings::default(),
         }
     }
@@ -133,7 +137,8 @@ impl KeyValueStore for Store {
         check_key(put.key)?;
         let name = self.name(bucket)?;
         let handle = self.buckets.find(&name, bucket).await?;
-        check_value(&put.value, handle.value_bytes_max())?;
+        let bytes_max = handle.value_bytes_max().min(self.value_bytes_max);
+        check_value(&put.value, bytes_max)?;
         let written = self.write(&handle, put).await;
         Ok(self.checked(&name, bucket, written).await?.map(Version))
     }

@@ -1,4 +1,5 @@
-//! The capability traits over PostgreSQL 12 or newer: key-value and blobs in tables of the schema `washlet`.
+//! The capability traits over PostgreSQL 12 or newer: key-value, live configuration and blobs in tables of the
+//! schema `washlet`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -7,6 +8,7 @@
 //! | `database` | one statement: its time limit, its errors |
 //! | `schema` | brings the schema up to date, once, whatever other hosts do |
 //! | `keyvalue` | `KeyValueStore`, each call one statement |
+//! | `config` | `ConfigSource`: copies of buckets that follow them |
 //! | `blobstore` | `BlobStore` on contents made of chunks |
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `garbage` | deletes contents that are nobody's |
@@ -17,6 +19,7 @@
 
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
+use capabilities::config::ConfigSource;
 use capabilities::keyvalue::KeyValueStore;
 use capabilities::messaging::MessageBus;
 use capabilities::plugin::{Ask, OpenError, Plugin};
@@ -24,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod blobstore;
+mod config;
 mod database;
 mod download;
 mod dsn;
@@ -39,9 +43,10 @@ pub use dsn::{Dsn, DsnError};
 /// How long one statement may take, and how long one waits for a connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value and blobs in one database.
+/// Key-value, live configuration and blobs in one database.
 pub struct Postgres {
     database: Arc<database::Database>,
+    live: config::Follower,
     garbage: Arc<garbage::Garbage>,
 }
 
@@ -50,7 +55,12 @@ impl Postgres {
     pub fn new(dsn: &Dsn) -> Self {
         let database = Arc::new(database::Database::new(dsn));
         let garbage = Arc::new(garbage::Garbage::new(database.clone()));
-        Self { database, garbage }
+        let live = config::Follower::new(database.clone());
+        Self {
+            database,
+            live,
+            garbage,
+        }
     }
 }
 
@@ -60,12 +70,21 @@ impl Plugin for Postgres {
         "postgres"
     }
 
-    /// Reads the settings `shared` and `create`.
+    /// Reads the settings `shared`, `create`, and `ttl` and `max_value_bytes`, which hold for what is written
+    /// through the entry.
     async fn keyvalue(&self, ask: &Ask<'_>) -> Result<Arc<dyn KeyValueStore>, OpenError> {
-        let scope = ask.scope()?;
-        let create = ask.settings.boolean("create")?.unwrap_or(true);
-        let database = self.database.clone();
-        Ok(Arc::new(keyvalue::Store::new(database, scope, create)))
+        let store = keyvalue::Store::new(self.database.clone(), ask)?;
+        Ok(Arc::new(store.bounded(&ask.settings)?))
+    }
+
+    /// Reads the settings `bucket`, `shared` and `create`.
+    async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
+        let bucket = ask.settings.required("bucket", "the name of a bucket")?;
+        let store = keyvalue::Store::new(self.database.clone(), ask)?;
+        match self.live.open(&store, bucket).await {
+            Ok(copy) => Ok(copy),
+            Err(error) => Err(OpenError::Storage(error.into())),
+        }
     }
 
     /// Reads the settings `shared`, `create` and `max_object_bytes`.
@@ -84,6 +103,10 @@ impl Plugin for Postgres {
 
     async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
         Err(OpenError::NotOffered("messaging; 'nats' and 'memory' do"))
+    }
+
+    async fn run(&self) {
+        self.live.run().await;
     }
 
     async fn close(&self) {

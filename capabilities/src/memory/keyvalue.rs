@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::keyvalue::{
     Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX, Version,
-    check_key, check_value, ttl_seconds,
+    bytes_max, check_key, check_value, ttl, ttl_seconds, value_bytes_max,
 };
 use crate::names;
-use crate::plugin::Scope;
+use crate::plugin::{OpenError, Scope, Settings};
 
 /// What a key or bucket costs besides its own bytes.
 const OVERHEAD_BYTES: usize = 64;
@@ -23,6 +23,35 @@ pub(super) struct Store {
     pub(super) buckets: Arc<Buckets>,
     pub(super) scope: Scope,
     pub(super) create: bool,
+    pub(super) limits: Limits,
+}
+
+/// What an entry says of its values.
+pub(super) struct Limits {
+    pub(super) value_bytes_max: usize,
+    /// How much a bucket may hold, counted as the whole is.
+    pub(super) bucket_bytes_max: usize,
+    /// How long values live that are written without a ttl of their own.
+    pub(super) ttl: Option<Duration>,
+}
+
+impl Limits {
+    /// Those of the plugin alone.
+    pub(super) const NONE: Self = Self {
+        value_bytes_max: VALUE_BYTES_MAX,
+        bucket_bytes_max: usize::MAX,
+        ttl: None,
+    };
+
+    /// Reads the settings `ttl`, `max_bytes` and `max_value_bytes`.
+    pub(super) fn read(settings: &Settings<'_>) -> Result<Self, OpenError> {
+        let bytes_max = bytes_max(settings)?.and_then(|bytes| usize::try_from(bytes).ok());
+        Ok(Self {
+            value_bytes_max: value_bytes_max(settings)?,
+            bucket_bytes_max: bytes_max.unwrap_or(usize::MAX),
+            ttl: ttl(settings)?,
+        })
+    }
 }
 
 /// All buckets of a plugin.
@@ -33,12 +62,19 @@ pub(super) struct Buckets {
 
 #[derive(Default)]
 struct State {
-    buckets: BTreeMap<String, BTreeMap<String, Stored>>,
+    buckets: BTreeMap<String, Bucket>,
     /// What expires when; the version tells entries of the same instant apart.
     expiries: BTreeMap<(Instant, u64), (String, String)>,
     bytes: usize,
     /// Counts writes to all buckets, so no version repeats.
     version: u64,
+}
+
+#[derive(Default)]
+struct Bucket {
+    keys: BTreeMap<String, Stored>,
+    /// What its keys cost.
+    bytes: usize,
 }
 
 struct Stored {
@@ -71,24 +107,27 @@ impl Buckets {
     }
 
     fn check_room(&self, bytes: usize) -> Result<()> {
-        match bytes > self.bytes_max {
-            true => Err(Error::Internal(Box::new(Full {
-                bytes_max: self.bytes_max,
-            }))),
-            false => Ok(()),
-        }
+        check_room(bytes, self.bytes_max, "memory")
+    }
+}
+
+fn check_room(bytes: usize, bytes_max: usize, what: &'static str) -> Result<()> {
+    match bytes > bytes_max {
+        true => Err(Error::Full(Box::new(Full { bytes_max, what }))),
+        false => Ok(()),
     }
 }
 
 #[derive(thiserror::Error, Debug)]
-#[error("more than {bytes_max} bytes would be in memory")]
+#[error("more than {bytes_max} bytes would be in {what}")]
 struct Full {
     bytes_max: usize,
+    what: &'static str,
 }
 
 impl State {
     /// The bucket called `name` here and `bucket` by the guest.
-    fn bucket(&self, name: &str, bucket: &str) -> Result<&BTreeMap<String, Stored>> {
+    fn bucket(&self, name: &str, bucket: &str) -> Result<&Bucket> {
         self.buckets
             .get(name)
             .ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))
@@ -100,21 +139,24 @@ impl State {
             self.expiries
                 .insert((expires, stored.version), (name.to_owned(), key.to_owned()));
         }
-        self.bytes += cost(key, &stored.value);
         if let Some(bucket) = self.buckets.get_mut(name) {
-            bucket.insert(key.to_owned(), stored);
+            let cost = cost(key, &stored.value);
+            bucket.keys.insert(key.to_owned(), stored);
+            bucket.bytes += cost;
+            self.bytes += cost;
         }
     }
 
     fn remove(&mut self, name: &str, key: &str) {
-        let Some(old) = self
-            .buckets
-            .get_mut(name)
-            .and_then(|bucket| bucket.remove(key))
-        else {
+        let Some(bucket) = self.buckets.get_mut(name) else {
             return;
         };
-        self.bytes -= cost(key, &old.value);
+        let Some(old) = bucket.keys.remove(key) else {
+            return;
+        };
+        let cost = cost(key, &old.value);
+        bucket.bytes -= cost;
+        self.bytes -= cost;
         if let Some(expires) = old.expires {
             self.expiries.remove(&(expires, old.version));
         }
@@ -145,7 +187,7 @@ impl KeyValueStore for Store {
         let bytes = state.bytes + cost(&name, &[]);
         self.buckets.check_room(bytes)?;
         state.bytes = bytes;
-        state.buckets.insert(name, BTreeMap::new());
+        state.buckets.insert(name, Bucket::default());
         Ok(())
     }
 
@@ -153,7 +195,8 @@ impl KeyValueStore for Store {
         check_key(key)?;
         let name = self.name(bucket)?;
         let state = self.buckets.state();
-        Ok(state.bucket(&name, bucket)?.get(key).map(|stored| Entry {
+        let stored = state.bucket(&name, bucket)?.keys.get(key);
+        Ok(stored.map(|stored| Entry {
             value: stored.value.clone(),
             version: Version(stored.version),
         }))
@@ -161,11 +204,12 @@ impl KeyValueStore for Store {
 
     async fn put(&self, bucket: &str, put: Put<'_>) -> Result<Option<Version>> {
         check_key(put.key)?;
-        check_value(&put.value, VALUE_BYTES_MAX)?;
-        let ttl = put.ttl.map(ttl_seconds).transpose()?;
+        check_value(&put.value, self.limits.value_bytes_max)?;
+        let ttl = put.ttl.or(self.limits.ttl).map(ttl_seconds).transpose()?;
         let name = self.name(bucket)?;
         let mut state = self.buckets.state();
-        let old = state.bucket(&name, bucket)?.get(put.key);
+        let found = state.bucket(&name, bucket)?;
+        let old = found.keys.get(put.key);
         let holds = match put.guard {
             Guard::Any => true,
             Guard::Absent => old.is_none(),
@@ -175,8 +219,10 @@ impl KeyValueStore for Store {
             return Ok(None);
         }
         let freed = old.map_or(0, |old| cost(put.key, &old.value));
-        self.buckets
-            .check_room(state.bytes - freed + cost(put.key, &put.value))?;
+        let more = cost(put.key, &put.value);
+        self.buckets.check_room(state.bytes - freed + more)?;
+        let in_bucket = found.bytes - freed + more;
+        check_room(in_bucket, self.limits.bucket_bytes_max, "the bucket")?;
         let expires = ttl.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         state.version += 1;
         let version = state.version;
@@ -211,6 +257,7 @@ impl KeyValueStore for Store {
         let state = self.buckets.state();
         let mut rest = state
             .bucket(&name, bucket)?
+            .keys
             .range::<str, _>((from, Bound::Unbounded))
             .map(|(key, _)| key)
             .take_while(|key| key.starts_with(range.prefix));
@@ -231,6 +278,7 @@ mod tests {
             buckets: Arc::new(Buckets::new(bytes_max)),
             scope: Scope::Flat,
             create: true,
+            limits: Limits::NONE,
         }
     }
 
@@ -249,7 +297,7 @@ mod tests {
         store.open("b").await.unwrap();
         store.put("b", put("a", 500, None)).await.unwrap();
         let full = store.put("b", put("c", 500, None)).await;
-        assert!(matches!(full, Err(Error::Internal(_))), "{full:?}");
+        assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
         store.put("b", put("a", 700, None)).await.unwrap();
         store.delete("b", "a").await.unwrap();
         store.put("b", put("c", 800, None)).await.unwrap();
