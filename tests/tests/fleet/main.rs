@@ -25,6 +25,7 @@ mod limits;
 mod manifests;
 mod messaging;
 mod named;
+mod packages;
 mod permissions;
 mod postgres;
 mod profiles;
