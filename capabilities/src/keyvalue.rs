@@ -5,6 +5,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::Stream;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::BoxError;
@@ -15,6 +17,9 @@ pub const KEY_BYTES_MAX: usize = 1024;
 
 /// The largest value, in bytes: 1 MiB less room for a storage's own headers.
 pub const VALUE_BYTES_MAX: usize = (1 << 20) - (8 << 10);
+
+/// How many watches one host has on one storage.
+pub const WATCHES_MAX: usize = 128;
 
 /// The longest life a value can be given; one that lives longer has none.
 pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -47,6 +52,18 @@ pub trait KeyValueStore: Send + Sync + 'static {
     /// At most `range.limit` keys after `range.after`, in byte order, starting with `range.prefix`.
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page>;
 
+    /// The keys of `bucket` that change from now on: that are set, or deleted, or removed because they expired.
+    ///
+    /// Shape: a key comes at least once after its last change, and may come once for several; what it has then
+    /// is what [`get`](Self::get) says. The stream does not end; after a gap it goes on where it was. Dropping
+    /// it ends the watch.
+    /// Errors: [`Error::Unsupported`], the default, and the errors of [`open`](Self::open).
+    /// Source: `wasi:keyvalue/watcher`.
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let _ = bucket;
+        Err(Error::Unsupported("watching a bucket"))
+    }
+
     /// Adds `delta` to the counter at `key` and returns the sum; a missing key counts as 0.
     ///
     /// Shape: counters are 8-byte big-endian signed integers, see [`counter`].
@@ -75,6 +92,9 @@ pub trait KeyValueStore: Send + Sync + 'static {
         }
     }
 }
+
+/// Keys, as they change.
+pub type Changes = Pin<Box<dyn Stream<Item = String> + Send>>;
 
 /// One write.
 #[derive(Clone, Debug)]

@@ -35,6 +35,13 @@ async fn blobstore() {
 }
 
 #[tokio::test]
+async fn watches() {
+    contract::keyvalue::run_watch(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn config() {
     contract::config::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
         .await

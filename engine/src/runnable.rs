@@ -10,6 +10,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
+use crate::interface::keyvalue::watcher::{Watching, WatchingPre};
 use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::interface::messaging_p3;
 use crate::invoke::Error;
@@ -47,6 +48,7 @@ pub(crate) struct WarmSets {
     pub(crate) http: Warm<Proxy>,
     pub(crate) messaging: Warm<MessagingHandler>,
     pub(crate) messaging_p3: Warm<messaging_p3::MessagingHandler>,
+    pub(crate) watcher: Warm<Watching>,
 }
 
 /// What all instances of a component have in common.
@@ -60,6 +62,7 @@ pub(crate) struct Recipe {
     pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
     /// Goes before `messaging`.
     pub(crate) messaging_p3: Option<messaging_p3::MessagingHandlerPre<Ctx>>,
+    pub(crate) watcher: Option<WatchingPre<Ctx>>,
     pub(crate) owner: Arc<Owner>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) egress: Egress,
@@ -77,6 +80,7 @@ impl Runnable {
                 http: Warm::new(reuse, &live),
                 messaging: Warm::new(reuse, &live),
                 messaging_p3: Warm::new(reuse, &live),
+                watcher: Warm::new(reuse, &live),
             })
         });
         let recipe = Spread::new(recipe);
@@ -99,6 +103,11 @@ impl Runnable {
     /// Whether it handles messages.
     pub fn handles_messages(&self) -> bool {
         self.0.recipe.messaging.is_some() || self.0.recipe.messaging_p3.is_some()
+    }
+
+    /// Whether it is to be told of changes of keys.
+    pub fn watches_keys(&self) -> bool {
+        self.0.recipe.watcher.is_some()
     }
 
     /// Who it is.

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use capabilities::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, Version, check_key,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, Version, check_key,
     check_value, ttl_seconds,
 };
 use capabilities::names;
@@ -15,6 +15,7 @@ use crate::OPERATION_TIMEOUT;
 use crate::bucket::{Blueprint, Bucket, Buckets};
 use crate::counter::Counters;
 use crate::listing::{Listings, Smallest};
+use crate::watch;
 
 /// How long a listing may take.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -149,6 +150,11 @@ impl KeyValueStore for Store {
         let handle = self.buckets.find(&name, bucket).await?;
         let removed = handle.remove(&names::encode_key(key)).await;
         self.checked(&name, bucket, removed).await
+    }
+
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        watch::begin(self.buckets.clone(), name, bucket).await
     }
 
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {

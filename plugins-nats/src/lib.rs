@@ -8,6 +8,7 @@
 //! | `counter` | lets concurrent additions to a key share one compare-and-swap |
 //! | `exchange` | one exchange with JetStream: its time limit, its errors |
 //! | `keyvalue` | `KeyValueStore` on these |
+//! | `watch` | the keys of a bucket that change |
 //! | `config` | `ConfigSource`: copies of buckets that follow them |
 //! | `container` | streams in the layout of object stores; contents given up |
 //! | `scan` | reads messages of a stream in batches, without a consumer |
@@ -44,6 +45,7 @@ mod listing;
 mod messaging;
 mod scan;
 mod upload;
+mod watch;
 
 /// How long one exchange with the server may take.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);

@@ -99,6 +99,15 @@ async fn buckets_that_are_full() {
 }
 
 #[tokio::test]
+async fn watches() {
+    let server = NatsServer::start().await.unwrap();
+    let plugin = plugin(&server).await;
+    contract::keyvalue::run_watch(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn config() {
     let server = NatsServer::start().await.unwrap();
     let plugin = plugin(&server).await;

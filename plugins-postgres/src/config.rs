@@ -22,13 +22,13 @@ use crate::database::{Database, Result};
 use crate::keyvalue::Store;
 
 /// How often the counts are looked at while anybody reads a copy.
-const LOOK: Duration = Duration::from_millis(250);
+pub(crate) const LOOK: Duration = Duration::from_millis(250);
 
 /// How often a bucket is read although nothing says that it has changed.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
-mod sql {
-    pub(super) const FOLLOW: &str = "\
+pub(crate) mod sql {
+    pub(crate) const FOLLOW: &str = "\
         INSERT INTO washlet.followed (bucket) SELECT id FROM washlet.bucket WHERE name = ANY ($1) \
         ON CONFLICT (bucket) DO NOTHING";
 

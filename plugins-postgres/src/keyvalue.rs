@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use capabilities::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX, Version,
-    check_key, check_value, counter, ttl, ttl_seconds, value_bytes_max,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX,
+    Version, check_key, check_value, counter, ttl, ttl_seconds, value_bytes_max,
 };
 use capabilities::names;
 use capabilities::plugin::{Ask, OpenError, Scope, Settings};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::database::{self, Database, Statement};
 use crate::listing::{self, LISTING_TIMEOUT};
+use crate::watch;
 
 /// Of so many values with a ttl, the first deletes what has expired ..
 const SWEEP_EVERY: u32 = 64;
@@ -234,6 +235,12 @@ impl KeyValueStore for Store {
         self.row(bucket, delete.bind(key.as_bytes()))
             .await
             .map(drop)
+    }
+
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        let changes = watch::begin(self.database.clone(), name).await?;
+        changes.ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))
     }
 
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {

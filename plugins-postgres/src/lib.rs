@@ -9,6 +9,7 @@
 //! | `schema` | brings the schema up to date, once, whatever other hosts do |
 //! | `keyvalue` | `KeyValueStore`, each call one statement |
 //! | `config` | `ConfigSource`: copies of buckets that follow them |
+//! | `watch` | the keys of a bucket that change |
 //! | `blobstore` | `BlobStore` on contents made of chunks |
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `garbage` | deletes contents that are nobody's |
@@ -37,6 +38,7 @@ mod listing;
 mod pool;
 mod schema;
 mod upload;
+mod watch;
 
 pub use dsn::{Dsn, DsnError};
 

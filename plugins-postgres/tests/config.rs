@@ -1,4 +1,4 @@
-//! Live configuration follows its bucket, whatever happens to the server.
+//! Live configuration and watches follow their bucket, whatever happens to the server.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,9 +9,10 @@ use capabilities::config::{BYTES_MAX, ConfigSource, Error, KEYS_MAX};
 use capabilities::plugin::{Ask, OpenError, Plugin, Settings};
 use fleet::postgres::{PASSWORD, PostgresServer};
 use fleet::proxy::Proxy;
+use futures::StreamExt;
 use plugins_postgres::{Dsn, Postgres};
 use sqlx::postgres::PgPool;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,14 +65,17 @@ fn set(key: &str, value: &str) -> String {
 
 async fn source(plugin: &Postgres) -> Result<Arc<dyn ConfigSource>, OpenError> {
     let settings = BTreeMap::from([("bucket".to_owned(), "app".to_owned())]);
-    let ask = Ask {
+    plugin.config(&ask(&settings)).await
+}
+
+fn ask(settings: &BTreeMap<String, String>) -> Ask<'_> {
+    Ask {
         namespace: "default",
         workload: "tests",
         component: "tests",
         flat_names: false,
-        settings: Settings::new(&settings),
-    };
-    plugin.config(&ask).await
+        settings: Settings::new(settings),
+    }
 }
 
 async fn until(what: &str, within: Duration, look: impl AsyncFn() -> bool) {
@@ -207,6 +211,36 @@ async fn a_server_that_hangs_is_followed_when_it_goes_on() {
     tokio::select! {
         () = plugin.run() => panic!("the plugin stopped"),
         () = test => {},
+    }
+}
+
+/// A watch of a bucket tells what changed while the server could not be reached.
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was() {
+    let app = App::start().await;
+    let proxy = Proxy::start(&app.server.address()).await.unwrap();
+    let url = format!("postgres://guest:{PASSWORD}@{}/fleet", proxy.address());
+    let plugin = Postgres::new(&Dsn::parse(&url).unwrap());
+    let settings = BTreeMap::new();
+    let store = plugin.keyvalue(&ask(&settings)).await.unwrap();
+    store.open("app").await.unwrap();
+    app.set("before", "").await;
+    let mut changes = store.watch("app").await.unwrap();
+    app.set("first", "").await;
+    assert_eq!(changes.next().await.as_deref(), Some("first"));
+    proxy.pause();
+    for key in ["one", "two", "three"] {
+        app.set(key, "").await;
+    }
+    app.sql("SELECT washlet.unset_config('default__app', 'first')")
+        .await;
+    proxy.cut();
+    proxy.resume();
+    let mut untold = BTreeSet::from(["one", "two", "three", "first"]);
+    while !untold.is_empty() {
+        let key = tokio::time::timeout(DEADLINE, changes.next()).await;
+        let key = key.unwrap().unwrap();
+        assert!(untold.remove(key.as_str()), "{key}");
     }
 }
 

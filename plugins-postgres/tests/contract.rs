@@ -33,6 +33,15 @@ async fn blobstore() {
 }
 
 #[tokio::test]
+async fn watches() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    contract::keyvalue::run_watch(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn config() {
     let server = PostgresServer::start().await.unwrap();
     let plugin = plugin(&server);

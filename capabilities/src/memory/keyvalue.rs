@@ -2,21 +2,29 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX, Version,
-    bytes_max, check_key, check_value, ttl, ttl_seconds, value_bytes_max,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX,
+    Version, bytes_max, check_key, check_value, ttl, ttl_seconds, value_bytes_max,
 };
 use crate::names;
 use crate::plugin::{OpenError, Scope, Settings};
 
 /// What a key or bucket costs besides its own bytes.
 const OVERHEAD_BYTES: usize = 64;
+
+/// How many changed keys wait for one watch; who is behind more is told all keys there are.
+const CHANGES_MAX: usize = 1024;
+
+/// How often a watch looks for what has expired.
+const EXPIRY_LOOK: Duration = Duration::from_millis(500);
 
 /// One view of the buckets: that of who asked.
 pub(super) struct Store {
@@ -75,6 +83,17 @@ struct Bucket {
     keys: BTreeMap<String, Stored>,
     /// What its keys cost.
     bytes: usize,
+    /// Whoever watches it.
+    changes: Option<broadcast::Sender<String>>,
+}
+
+impl Bucket {
+    fn changed(&mut self, key: &str) {
+        let Some(changes) = &self.changes else { return };
+        if changes.send(key.to_owned()).is_err() {
+            self.changes = None;
+        }
+    }
 }
 
 struct Stored {
@@ -134,7 +153,7 @@ impl State {
     }
 
     fn insert(&mut self, name: &str, key: &str, stored: Stored) {
-        self.remove(name, key);
+        self.forget(name, key);
         if let Some(expires) = stored.expires {
             self.expiries
                 .insert((expires, stored.version), (name.to_owned(), key.to_owned()));
@@ -143,16 +162,27 @@ impl State {
             let cost = cost(key, &stored.value);
             bucket.keys.insert(key.to_owned(), stored);
             bucket.bytes += cost;
+            bucket.changed(key);
             self.bytes += cost;
         }
     }
 
     fn remove(&mut self, name: &str, key: &str) {
-        let Some(bucket) = self.buckets.get_mut(name) else {
+        if !self.forget(name, key) {
             return;
+        }
+        if let Some(bucket) = self.buckets.get_mut(name) {
+            bucket.changed(key);
+        }
+    }
+
+    /// As [`remove`](Self::remove), without telling anybody; whether it was there.
+    fn forget(&mut self, name: &str, key: &str) -> bool {
+        let Some(bucket) = self.buckets.get_mut(name) else {
+            return false;
         };
         let Some(old) = bucket.keys.remove(key) else {
-            return;
+            return false;
         };
         let cost = cost(key, &old.value);
         bucket.bytes -= cost;
@@ -160,6 +190,7 @@ impl State {
         if let Some(expires) = old.expires {
             self.expiries.remove(&(expires, old.version));
         }
+        true
     }
 }
 
@@ -247,6 +278,25 @@ impl KeyValueStore for Store {
         Ok(())
     }
 
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        let mut state = self.buckets.state();
+        let found = state.buckets.get_mut(&name);
+        let found = found.ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))?;
+        let changes = found
+            .changes
+            .get_or_insert_with(|| broadcast::Sender::new(CHANGES_MAX))
+            .subscribe();
+        drop(state);
+        let watch = Watch {
+            buckets: self.buckets.clone(),
+            name,
+            changes,
+            again: Vec::new(),
+        };
+        Ok(Box::pin(stream::unfold(watch, next_change)))
+    }
+
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {
         let name = self.name(bucket)?;
         let limit = range.limit.max(1);
@@ -267,6 +317,38 @@ impl KeyValueStore for Store {
             more: rest.next().is_some(),
         })
     }
+}
+
+/// The next key that changed, and those to be told without having changed.
+async fn next_change(mut watch: Watch) -> Option<(String, Watch)> {
+    loop {
+        if let Some(key) = watch.again.pop() {
+            return Some((key, watch));
+        }
+        // Expired keys are removed by whoever looks.
+        let received = tokio::time::timeout(EXPIRY_LOOK, watch.changes.recv()).await;
+        match received {
+            Ok(Ok(key)) => return Some((key, watch)),
+            Ok(Err(broadcast::error::RecvError::Lagged(_))) => {
+                let state = watch.buckets.state();
+                let bucket = state.buckets.get(&watch.name);
+                let keys = bucket.map(|bucket| bucket.keys.keys().rev().cloned());
+                watch.again = keys.into_iter().flatten().collect();
+            }
+            // Buckets are not removed.
+            Ok(Err(broadcast::error::RecvError::Closed)) => return None,
+            Err(_) => drop(watch.buckets.state()),
+        }
+    }
+}
+
+/// Somebody who watches a bucket.
+struct Watch {
+    buckets: Arc<Buckets>,
+    name: String,
+    changes: broadcast::Receiver<String>,
+    /// The last comes first.
+    again: Vec<String>,
 }
 
 #[cfg(test)]

@@ -5,9 +5,29 @@ CREATE TABLE washlet.followed (
     changes bigint NOT NULL DEFAULT 0
 );
 
+-- The number of each key's last change, for an hour.
+CREATE TABLE washlet.changed (
+    bucket bigint NOT NULL REFERENCES washlet.followed ON DELETE CASCADE,
+    key bytea NOT NULL,
+    number bigint NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (bucket, key)
+);
+
+CREATE INDEX changed_number ON washlet.changed (bucket, number);
+
 CREATE FUNCTION washlet.count_change() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed_bucket bigint := coalesce(NEW.bucket, OLD.bucket);
+    change bigint;
 BEGIN
-    UPDATE washlet.followed SET changes = changes + 1 WHERE bucket = coalesce(NEW.bucket, OLD.bucket);
+    UPDATE washlet.followed SET changes = changes + 1 WHERE bucket = changed_bucket
+        RETURNING changes INTO change;
+    IF FOUND THEN
+        INSERT INTO washlet.changed (bucket, key, number)
+            VALUES (changed_bucket, coalesce(NEW.key, OLD.key), change)
+            ON CONFLICT (bucket, key) DO UPDATE SET number = excluded.number, changed_at = now();
+    END IF;
     RETURN NULL;
 END
 $$;

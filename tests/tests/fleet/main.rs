@@ -31,6 +31,7 @@ mod postgres;
 mod profiles;
 mod replace;
 mod secrets;
+mod watchers;
 
 /// The virtual host of most workloads here.
 const HOST: &str = "app.test";

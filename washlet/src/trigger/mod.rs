@@ -3,6 +3,7 @@
 pub(crate) mod guest;
 pub mod http;
 pub(crate) mod messaging;
+pub(crate) mod watcher;
 
 use engine::wit::Served;
 
@@ -20,6 +21,12 @@ pub fn drives() -> &'static [Served] {
             package: "http",
             interfaces: &["handler"],
             version: "0.3.0",
+        },
+        Served {
+            namespace: "wasi",
+            package: "keyvalue",
+            interfaces: &["watcher"],
+            version: "0.2.0-draft",
         },
         Served {
             namespace: "wasmcloud",
