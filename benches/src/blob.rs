@@ -1,5 +1,5 @@
 //! Objects through a component beside `async-nats`: both write what they make themselves, and drop
-//! what they read.
+//! what they read; on Postgres, too.
 
 use std::time::Instant;
 
@@ -8,7 +8,10 @@ use async_nats::jetstream::{
     self,
     object_store::{Config, ObjectStore},
 };
-use fleet::{washlet::Fleet, workload::Workload};
+use fleet::{
+    washlet::{Fleet, Washlet},
+    workload::Workload,
+};
 use futures::{TryStreamExt, future::try_join_all};
 use serde_json::json;
 use tokio::{io, time::timeout};
@@ -16,22 +19,22 @@ use tokio::{io, time::timeout};
 use crate::{
     Options,
     load::{self, Connection, ROUND_MAX, Tickets},
-    proc,
-    report::{Bound, Row, Table, interleave},
+    postgres, proc,
+    report::{self, Bound, Row, interleave},
 };
 
-const HOST: &str = "blob.test";
+pub(crate) const HOST: &str = "blob.test";
 const OURS: &str = "wash host";
 const BARE: &str = "async-nats";
 
 /// Objects of one size.
-struct Size {
+pub(crate) struct Size {
     name: &'static str,
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// How many are written or read at once.
-    callers: usize,
+    pub(crate) callers: usize,
     /// How many in a round.
-    total: u64,
+    pub(crate) total: u64,
 }
 
 /// The row `blob`.
@@ -44,10 +47,6 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         .interface("wasi:blobstore/blobstore,container,types@0.2.0-draft", &[])
         .http(HOST);
     host.run_well(&workload).await?;
-    let port = host.http_port();
-    let create = [post("/bench?create")];
-    let create = requests(port, 1, 1, &create).await;
-    create.context("failed to create a container")?;
     let jetstream = jetstream::new(fleet.nats.client().await?);
     let bucket = "bare".to_owned();
     let config = Config {
@@ -57,6 +56,25 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
     let store = jetstream.create_object_store(config).await?;
 
     let mut row = Row::default();
+    let by_client =
+        async |size: &Size, is_write| in_parts(&jetstream, &store, size, is_write).await;
+    compare(options, &host, &mut row, (BARE, ""), by_client).await?;
+    postgres::blobs(options, &fleet, &mut row).await?;
+    Ok(row)
+}
+
+/// What the component on `host` writes and reads, beside `peer` doing the same; `on` begins the titles.
+pub(crate) async fn compare(
+    options: &Options,
+    host: &Washlet,
+    row: &mut Row,
+    (peer, on): (&'static str, &str),
+    by_peer: impl AsyncFn(&Size, bool) -> Result<f64>,
+) -> Result<()> {
+    let port = host.http_port();
+    let create = [load::post(HOST, "/bench?create", "")];
+    let create = requests(port, 1, 1, &create).await;
+    create.context("failed to create a container")?;
     for size in sizes(options) {
         let object = |caller| format!("/bench/{}-{caller}", size.bytes);
         let put = |caller| {
@@ -68,42 +86,33 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
         let gets: Vec<_> = (0..size.callers).map(get).collect();
         // Writes first, so that there is something to read.
         for (what, asked, is_write) in [("writes", &puts, true), ("reads", &gets, false)] {
-            let sides = [(OURS, true), (BARE, false)];
+            let sides = [(OURS, true), (peer, false)];
             let figures = interleave(options.rounds, &sides, async |_, (_, through_host)| {
                 let before = proc::cpu(host.pid())?;
                 let rate = match through_host {
                     true => requests(port, size.callers, size.total, asked).await?,
-                    false => in_parts(&jetstream, &store, &size, is_write).await?,
+                    false => by_peer(&size, is_write).await?,
                 };
                 let used = proc::cpu(host.pid())?.saturating_sub(before);
                 let used = used.as_secs_f64() * 1e6 / load::real(size.total);
                 Ok((rate, through_host.then_some(used)))
             })
             .await?;
-            let title = format!(
-                "{what} of {} per second, {} at once",
-                size.name, size.callers
-            );
-            let mut table = Table::new("blob", title);
-            let title = format!("the host's CPU time of {what} of {} in µs each", size.name);
-            let mut cpu = Table::new("blob", title);
-            for ((name, _), rounds) in sides.iter().zip(figures) {
-                let (rates, times): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
-                let times: Vec<f64> = times.into_iter().flatten().collect();
-                table = table.side(*name, rates);
-                if !times.is_empty() {
-                    cpu = cpu.side(*name, times);
-                }
-            }
-            table = table.peer(BARE);
+            let (name, callers) = (size.name, size.callers);
+            let titles = [
+                format!("{on}{what} of {name} per second, {callers} at once"),
+                format!("{on}the host's CPU time of {what} of {name} in µs each"),
+            ];
+            let (mut table, cpu) = report::rates_and_cpu("blob", titles, &sides, figures);
+            table = table.peer(peer);
             if size.bytes >= 1 << 20 {
-                table = table.hope_over(OURS, BARE, Bound::AtLeast(0.8));
+                table = table.hope_over(OURS, peer, Bound::AtLeast(0.8));
             }
             row.push(table);
             row.push(cpu);
         }
     }
-    Ok(row)
+    Ok(())
 }
 
 fn sizes(options: &Options) -> [Size; 3] {
@@ -122,11 +131,6 @@ fn sizes(options: &Options) -> [Size; 3] {
         size("1 MiB", 1 << 20, 8, (options.total / 64).max(8)),
         size(name, bytes, 1, 3),
     ]
-}
-
-fn post(path: &str) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 0\r\n\r\n");
-    head.into_bytes()
 }
 
 /// Sends one of `asked` for each caller, again and again; gives requests per second.
@@ -191,7 +195,8 @@ async fn bare(store: &ObjectStore, size: &Size, is_write: bool) -> Result<f64> {
     .await
 }
 
-async fn round(
+/// Lets so many callers call until all is done `total` times; gives calls per second.
+pub(crate) async fn round(
     callers: usize,
     total: u64,
     call: impl AsyncFn(usize, &Tickets) -> Result<()>,

@@ -1,5 +1,5 @@
 //! Key-value through components beside `async-nats`: one key that everybody adds to, and keys that
-//! are read and written.
+//! are read and written; on Postgres, too.
 
 use std::time::Instant;
 
@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use crate::{
     Options, load,
     load::{CALLERS, ROUND_MAX, Tickets},
-    proc,
-    report::{Bound, Row, Table, interleave},
+    postgres, proc,
+    report::{self, Bound, Row, Table, interleave},
 };
 
 const HOST: &str = "counter.test";
@@ -51,6 +51,7 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
     let fleet = Fleet::start().await?;
     additions(options, &fleet, &mut row).await?;
     single(options, &fleet, &mut row).await?;
+    postgres::keyvalue(options, &fleet, &mut row).await?;
     Ok(row)
 }
 
@@ -118,7 +119,7 @@ async fn compare_and_swap(store: &kv::Store, key: &str, total: u64) -> Result<f6
 }
 
 /// Lets callers do `call` until that was done `total` times; gives calls per second.
-async fn client(total: u64, call: impl AsyncFn(usize) -> Result<()>) -> Result<f64> {
+pub(crate) async fn client(total: u64, call: impl AsyncFn(usize) -> Result<()>) -> Result<f64> {
     let tickets = Tickets::new(total);
     let began = Instant::now();
     let (tickets, call) = (&tickets, &call);
@@ -221,16 +222,8 @@ async fn single(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
         .await?;
         let how = format!("{each} in a request");
         let rates = format!("{what} per second, 32 callers, {how}");
-        let mut table = Table::new("keyvalue", rates);
-        let mut cpu = Table::new("keyvalue", format!("CPU time of {what} in µs each, {how}"));
-        for ((name, _), rounds) in BOTH.iter().zip(figures) {
-            let (rates, times): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
-            let times: Vec<f64> = times.into_iter().flatten().collect();
-            table = table.side(*name, rates);
-            if !times.is_empty() {
-                cpu = cpu.side(*name, times);
-            }
-        }
+        let cpu = format!("CPU time of {what} in µs each, {how}");
+        let (table, cpu) = report::rates_and_cpu("keyvalue", [rates, cpu], &BOTH, figures);
         let table = table.peer(BARE);
         row.push(match each {
             1 => table,

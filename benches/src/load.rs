@@ -61,8 +61,17 @@ pub(crate) fn get(host: &str, path: &str) -> Vec<u8> {
 
 /// `PUT path` with `body` for the virtual host `host`.
 pub(crate) fn put(host: &str, path: &str, body: &str) -> Vec<u8> {
+    with_body("PUT", host, path, body)
+}
+
+/// `POST path` with `body` for the virtual host `host`.
+pub(crate) fn post(host: &str, path: &str, body: &str) -> Vec<u8> {
+    with_body("POST", host, path, body)
+}
+
+fn with_body(method: &str, host: &str, path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
-    format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n{body}")
         .into_bytes()
 }
 

@@ -9,6 +9,7 @@
 //! | [`density`] | an idle host, and hosts with up to 10,000 workloads |
 //! | [`keyvalue`] | key-value through components beside `async-nats` |
 //! | [`blob`] | objects through a component beside `async-nats` |
+//! | [`postgres`] | the last two on Postgres, beside `sqlx` |
 //! | [`messaging`] | messages sent back beside `async-nats` |
 //! | [`instructions`] | instructions of a request, by callgrind |
 //! | [`invoke`] | the engine alone, for their sake |
@@ -44,6 +45,7 @@ mod latency;
 mod load;
 mod messaging;
 mod overload;
+mod postgres;
 mod proc;
 mod report;
 mod server;

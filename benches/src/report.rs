@@ -315,6 +315,26 @@ impl Row {
     }
 }
 
+/// What `sides` had, as a table of rates and one of CPU times, of those whose time was taken.
+pub(crate) fn rates_and_cpu<S>(
+    row: &'static str,
+    [rates, cpu]: [String; 2],
+    sides: &[(&'static str, S)],
+    figures: Vec<Vec<(f64, Option<f64>)>>,
+) -> (Table, Table) {
+    let tables = (Table::new(row, rates), Table::new(row, cpu));
+    let sides = sides.iter().zip(figures);
+    sides.fold(tables, |(rates, cpu), ((name, _), rounds)| {
+        let (each, times): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+        let times: Vec<f64> = times.into_iter().flatten().collect();
+        let cpu = match times.is_empty() {
+            true => cpu,
+            false => cpu.side(*name, times),
+        };
+        (rates.side(*name, each), cpu)
+    })
+}
+
 /// Every figure, with all its rounds.
 pub(crate) fn json(rounds: usize, rows: &[(String, Row)]) -> Value {
     let tables = rows.iter().flat_map(|(_, row)| &row.tables);

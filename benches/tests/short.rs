@@ -69,6 +69,9 @@ fn every_row_has_figures() {
             "starts"
         ]
     );
+    for row in ["keyvalue", "blob"] {
+        assert!(rows[row].contains("sqlx"), "{:?}", rows[row]);
+    }
     for side in ["raw hyper", "wash host", "wash host, warm"] {
         assert!(
             rows["http"].contains(side),

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use crate::BoxError;
 
+pub mod copy;
+
 /// How many keys one live source may have.
 pub const KEYS_MAX: usize = 4_096;
 

@@ -5,15 +5,21 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::Stream;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::BoxError;
+use crate::plugin::{OpenError, Settings};
 
 /// The longest key, in bytes of UTF-8.
 pub const KEY_BYTES_MAX: usize = 1024;
 
 /// The largest value, in bytes: 1 MiB less room for a storage's own headers.
 pub const VALUE_BYTES_MAX: usize = (1 << 20) - (8 << 10);
+
+/// How many watches one host has on one storage.
+pub const WATCHES_MAX: usize = 128;
 
 /// The longest life a value can be given; one that lives longer has none.
 pub const TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -46,6 +52,18 @@ pub trait KeyValueStore: Send + Sync + 'static {
     /// At most `range.limit` keys after `range.after`, in byte order, starting with `range.prefix`.
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page>;
 
+    /// The keys of `bucket` that change from now on: that are set, or deleted, or removed because they expired.
+    ///
+    /// Shape: a key comes at least once after its last change, and may come once for several; what it has then
+    /// is what [`get`](Self::get) says. The stream does not end; after a gap it goes on where it was. Dropping
+    /// it ends the watch.
+    /// Errors: [`Error::Unsupported`], the default, and the errors of [`open`](Self::open).
+    /// Source: `wasi:keyvalue/watcher`.
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let _ = bucket;
+        Err(Error::Unsupported("watching a bucket"))
+    }
+
     /// Adds `delta` to the counter at `key` and returns the sum; a missing key counts as 0.
     ///
     /// Shape: counters are 8-byte big-endian signed integers, see [`counter`].
@@ -74,6 +92,9 @@ pub trait KeyValueStore: Send + Sync + 'static {
         }
     }
 }
+
+/// Keys, as they change.
+pub type Changes = Pin<Box<dyn Stream<Item = String> + Send>>;
 
 /// One write.
 #[derive(Clone, Debug)]
@@ -153,6 +174,9 @@ pub enum Error {
         /// The limit in force.
         bytes_max: usize,
     },
+    /// The bucket may not hold more.
+    #[error("the bucket is full")]
+    Full(#[source] BoxError),
     /// The value at the key is not a counter.
     #[error("value of {0} bytes is not a counter of 8 bytes")]
     NotACounter(usize),
@@ -202,6 +226,56 @@ pub fn check_value(value: &[u8], bytes_max: usize) -> Result<()> {
     }
 }
 
+/// The setting `max_value_bytes`: how large a value may be that is written through the entry.
+///
+/// Shape: at least 8, because that is a [`counter`].
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no number from 8 to [`VALUE_BYTES_MAX`].
+pub fn value_bytes_max(settings: &Settings<'_>) -> Result<usize, OpenError> {
+    let expected = "a number of bytes from 8 to 1040384";
+    let bytes = settings.parsed("max_value_bytes", expected, |value| {
+        let bytes = value.parse().ok()?;
+        (8..=VALUE_BYTES_MAX).contains(&bytes).then_some(bytes)
+    })?;
+    Ok(bytes.unwrap_or(VALUE_BYTES_MAX))
+}
+
+/// The setting `ttl`: how long values live that are written without a ttl of their own.
+///
+/// Shape: a whole number of seconds, or of what its last letter says.
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no time from a second to [`TTL_MAX`].
+pub fn ttl(settings: &Settings<'_>) -> Result<Option<Duration>, OpenError> {
+    let expected = "a time of at least 1s, like 90s, 10m, 12h or 7d";
+    settings.parsed("ttl", expected, parse_ttl)
+}
+
+fn parse_ttl(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)? {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return None,
+    };
+    let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+    let ttl = Duration::from_secs(seconds);
+    (ttl >= Duration::from_secs(1) && ttl <= TTL_MAX).then_some(ttl)
+}
+
+/// The setting `max_bytes`: how much a bucket may hold.
+///
+/// # Errors
+/// [`OpenError::Setting`] for what is no positive number.
+pub fn bytes_max(settings: &Settings<'_>) -> Result<Option<i64>, OpenError> {
+    settings.parsed("max_bytes", "a positive number of bytes", |value| {
+        value.parse().ok().filter(|bytes| *bytes > 0)
+    })
+}
+
 /// `ttl` in whole seconds, rounded up, as every storage counts it.
 ///
 /// Shape: at least 1, because 0 is for ever on some storages.
@@ -237,5 +311,42 @@ pub mod counter {
             .try_into()
             .map_err(|_| Error::NotACounter(value.len()))?;
         Ok(i64::from_be_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls() {
+        for (text, seconds) in [
+            ("5", 5),
+            ("90s", 90),
+            ("10m", 600),
+            ("12h", 43_200),
+            ("7d", 604_800),
+        ] {
+            assert_eq!(
+                parse_ttl(text),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "0",
+            "0s",
+            "-1",
+            "1.5h",
+            "1w",
+            "1 h",
+            "1hm",
+            "99999999999d",
+            "é",
+        ] {
+            assert_eq!(parse_ttl(text), None, "{text}");
+        }
     }
 }

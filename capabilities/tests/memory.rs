@@ -13,6 +13,13 @@ async fn keyvalue() {
         .unwrap();
 }
 
+#[tokio::test]
+async fn buckets_that_are_full() {
+    contract::keyvalue::run_max_bytes(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messaging() {
     contract::messaging::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
@@ -23,6 +30,13 @@ async fn messaging() {
 #[tokio::test]
 async fn blobstore() {
     contract::blobstore::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn watches() {
+    contract::keyvalue::run_watch(&Memory::new(BYTES_MAX), &BTreeMap::new())
         .await
         .unwrap();
 }

@@ -1,7 +1,7 @@
 //! Compiles, links and runs WebAssembly components; one implementation per WIT interface.
 //!
 //! ```text
-//! bytes ─compile─► Compiled ─link(Grant)─► Runnable ─http / message / call_export─► a fresh instance per call
+//! bytes ─compile─► Compiled ─link(Grant)─► Runnable ─http / message / change / call_export─► a fresh instance per call
 //! ```
 //! | module | what it holds |
 //! |---|---|

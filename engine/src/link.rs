@@ -10,6 +10,7 @@ use crate::allowed_hosts::AllowedHosts;
 use crate::compile::Compiled;
 use crate::ctx::Owner;
 use crate::interface::http::{Egress, Turns};
+use crate::interface::keyvalue::watcher::WatchingPre;
 use crate::interface::messaging::MessagingHandlerPre;
 use crate::interface::messaging_p3;
 use crate::interface::{Interface, InterfaceError, Need};
@@ -181,6 +182,13 @@ pub(crate) async fn link(
         .then(|| messaging_p3::MessagingHandlerPre::new(pre.clone()))
         .transpose()
         .map_err(mismatch)?;
+    let watches = compiled
+        .exported()
+        .any(|name| name.is_of("wasi", "keyvalue") && name.interface == "watcher");
+    let watcher = watches
+        .then(|| WatchingPre::new(pre.clone()))
+        .transpose()
+        .map_err(mismatch)?;
     let recipe = Recipe {
         share: compiled.runner.instances.share(),
         engine: engine.clone(),
@@ -190,6 +198,7 @@ pub(crate) async fn link(
         http,
         messaging,
         messaging_p3,
+        watcher,
         owner: grant.owner,
         environment: grant.environment.into_iter().collect(),
         egress: Egress::new(

@@ -10,6 +10,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use crate::ctx::{Ctx, GuestOutput, Owner};
 use crate::interface::http::{Egress, Outgoing};
+use crate::interface::keyvalue::watcher::{Watching, WatchingPre};
 use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::interface::messaging_p3;
 use crate::invoke::Error;
@@ -50,6 +51,7 @@ pub(crate) struct WarmSets {
     pub(crate) messaging_p3: Warm<messaging_p3::MessagingHandler>,
     /// Of the exports that others have bindings for.
     pub(crate) exports: Warm<Instance>,
+    pub(crate) watcher: Warm<Watching>,
 }
 
 /// What all instances of a component have in common.
@@ -64,6 +66,7 @@ pub(crate) struct Recipe {
     pub(crate) messaging: Option<MessagingHandlerPre<Ctx>>,
     /// Goes before `messaging`.
     pub(crate) messaging_p3: Option<messaging_p3::MessagingHandlerPre<Ctx>>,
+    pub(crate) watcher: Option<WatchingPre<Ctx>>,
     pub(crate) owner: Arc<Owner>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) egress: Egress,
@@ -82,6 +85,7 @@ impl Runnable {
                 messaging: Warm::new(reuse, &live),
                 messaging_p3: Warm::new(reuse, &live),
                 exports: Warm::new(reuse, &live),
+                watcher: Warm::new(reuse, &live),
             })
         });
         let recipe = Spread::new(recipe);
@@ -114,6 +118,11 @@ impl Runnable {
     /// The interfaces it exports.
     pub fn exported(&self) -> impl Iterator<Item = WitName> + '_ {
         self.0.recipe.compiled.exported()
+    }
+
+    /// Whether it is to be told of changes of keys.
+    pub fn watches_keys(&self) -> bool {
+        self.0.recipe.watcher.is_some()
     }
 
     /// Who it is.

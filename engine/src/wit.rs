@@ -139,6 +139,22 @@ impl WitInterface {
         })
     }
 
+    /// The buckets whose changes components are told of: the config key `watch` of an entry of `wasi:keyvalue`.
+    ///
+    /// Shape: an entry's own name stands for its bucket, as it does for `store.open`.
+    pub fn watched(&self) -> impl Iterator<Item = &str> {
+        let is_keyvalue = self.namespace == "wasi" && self.package == "keyvalue";
+        let text = |key: &str| self.config.get(key).map(|value| value.trim());
+        let own = text("bucket").filter(|bucket| !bucket.is_empty());
+        let watch = text("watch").filter(|_| is_keyvalue).unwrap_or_default();
+        let buckets = watch.split(',').map(str::trim);
+        let buckets = buckets.filter(|bucket| !bucket.is_empty());
+        buckets.map(move |bucket| match bucket == self.name {
+            true => own.unwrap_or(bucket),
+            false => bucket,
+        })
+    }
+
     /// Whether `name` belongs to this entry's package, in a version that serves.
     pub fn covers(&self, name: &WitName) -> bool {
         name.is_of(&self.namespace, &self.package)
@@ -199,6 +215,29 @@ impl Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_of_keyvalue_names_buckets_to_watch() {
+        let entry = |name: &str, package: &str, config: &[(&str, &str)]| WitInterface {
+            name: name.to_owned(),
+            namespace: "wasi".to_owned(),
+            package: package.to_owned(),
+            config: config
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..WitInterface::default()
+        };
+        let two = entry("", "keyvalue", &[("watch", " a, ,b ")]);
+        assert_eq!(two.watched().collect::<Vec<_>>(), ["a", "b"]);
+        let config = [("watch", "cache,b"), ("bucket", "real")];
+        let own = entry("cache", "keyvalue", &config);
+        assert_eq!(own.watched().collect::<Vec<_>>(), ["real", "b"]);
+        let same = entry("cache", "keyvalue", &config[..1]);
+        assert_eq!(same.watched().collect::<Vec<_>>(), ["cache", "b"]);
+        assert_eq!(entry("", "keyvalue", &[]).watched().count(), 0);
+        assert_eq!(entry("", "config", &config).watched().count(), 0);
+    }
 
     #[test]
     fn names_are_read_and_written() {

@@ -12,12 +12,13 @@ use async_nats::jetstream::stream;
 use async_nats::{Client, header};
 use bytes::Bytes;
 use capabilities::BoxError;
-use capabilities::keyvalue::{Error, Result, VALUE_BYTES_MAX};
+use capabilities::keyvalue::{Error, Result, VALUE_BYTES_MAX, WATCHES_MAX};
 use capabilities::plugin::{OpenError, Settings};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 use crate::OPERATION_TIMEOUT;
 use crate::blueprint::{self, within};
@@ -38,6 +39,15 @@ pub(crate) struct Buckets {
     client: Client,
     jetstream: jetstream::Context,
     known: Mutex<HashMap<String, Bucket>>,
+    /// Places of those who watch a bucket.
+    pub(crate) watches: Arc<Semaphore>,
+}
+
+/// The messages that come after one of a bucket, without their values.
+pub(crate) struct Following {
+    pub(crate) messages: push::Ordered,
+    /// What their subjects begin with.
+    pub(crate) prefix: String,
 }
 
 /// A bucket that was there.
@@ -67,6 +77,7 @@ impl Buckets {
             client,
             jetstream,
             known: Mutex::default(),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
         }
     }
 
@@ -215,6 +226,32 @@ impl Bucket {
         let info = consumer.cached_info();
         // Some may be on their way already.
         Ok(info.num_pending + info.delivered.consumer_sequence)
+    }
+
+    /// The number of its last message.
+    pub(crate) async fn last_sequence(&self) -> Result<u64> {
+        let info = limited(&self.client, self.store.stream.get_info()).await?;
+        Ok(info.state.last_sequence)
+    }
+
+    /// The messages after number `last`, those to come included.
+    pub(crate) async fn changes(&self, last: u64) -> Result<Following> {
+        let consumer = push::OrderedConfig {
+            deliver_subject: self.client.new_inbox(),
+            description: Some("watch of a bucket".to_owned()),
+            filter_subject: format!("{}>", self.prefix()),
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: last + 1,
+            },
+            headers_only: true,
+            ..push::OrderedConfig::default()
+        };
+        let created = self.store.stream.create_consumer(consumer);
+        let consumer = limited(&self.client, created).await?;
+        Ok(Following {
+            messages: limited(&self.client, consumer.messages()).await?,
+            prefix: self.prefix().to_owned(),
+        })
     }
 
     /// What the subjects of its keys begin with.

@@ -6,24 +6,18 @@
 
 use async_nats::jetstream;
 use async_nats::{Client, Message, StatusCode, header};
-use async_trait::async_trait;
 use capabilities::BoxError;
-use capabilities::config::{BYTES_MAX, ConfigSource, Error, KEYS_MAX, Result};
-use capabilities::{keyvalue, names, report};
+use capabilities::config::copy::{Copies, Copy, OpenError, Values};
+use capabilities::{names, report};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::OPERATION_TIMEOUT;
 use crate::bucket::{Blueprint, Buckets};
-
-/// How many buckets one host follows.
-const COPIES_MAX: usize = 128;
 
 /// How often the server says that it is there when nothing changes.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -40,58 +34,21 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Where the server says that it waits for an answer to go on.
 const STALLED: &str = "Nats-Consumer-Stalled";
 
-/// The copies of one connection.
-pub(crate) struct Copies {
+/// Follows buckets over one connection.
+pub(crate) struct Follower {
     client: Client,
     jetstream: jetstream::Context,
     buckets: Arc<Buckets>,
-    known: Mutex<HashMap<String, Weak<Copy>>>,
-    begun: mpsc::Sender<Weak<Copy>>,
-    /// Taken by who follows.
-    to_follow: Mutex<Option<mpsc::Receiver<Weak<Copy>>>>,
+    copies: Copies,
 }
 
-/// What a bucket had last. It is followed for as long as anybody holds it.
-pub(crate) struct Copy {
-    /// NATS' name of the bucket.
-    bucket: String,
-    held: watch::Sender<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    /// Whether all values were there once.
-    complete: bool,
-    values: Values,
-}
-
-/// Why a bucket cannot be followed.
-#[derive(thiserror::Error, Debug)]
-pub(crate) enum OpenError {
-    #[error("{0}")]
-    Name(#[from] names::Error),
-    #[error("this host follows {COPIES_MAX} buckets already")]
-    TooMany,
-    #[error("nothing follows buckets on this host any more")]
-    Ended,
-    #[error("not all values of the bucket arrived within {OPERATION_TIMEOUT:?}")]
-    Timeout,
-    #[error(transparent)]
-    Bucket(#[from] keyvalue::Error),
-    #[error(transparent)]
-    Content(#[from] Error),
-}
-
-impl Copies {
+impl Follower {
     pub(crate) fn new(client: Client, buckets: Arc<Buckets>) -> Self {
-        let (begun, to_follow) = mpsc::channel(COPIES_MAX);
         Self {
             jetstream: jetstream::new(client.clone()),
             client,
             buckets,
-            known: Mutex::default(),
-            begun,
-            to_follow: Mutex::new(Some(to_follow)),
+            copies: Copies::default(),
         }
     }
 
@@ -110,45 +67,12 @@ impl Copies {
             }
             None => self.buckets.find(name, guest_name).await,
         }?;
-        let copy = self.copy(name)?;
-        let mut held = copy.held.subscribe();
-        let complete = held.wait_for(|held| held.complete);
-        match tokio::time::timeout(OPERATION_TIMEOUT, complete).await {
-            Ok(Ok(held)) => held.values.check()?,
-            _ => return Err(OpenError::Timeout),
-        }
-        Ok(copy)
-    }
-
-    /// The one that is there, or a new one that is about to be followed.
-    fn copy(&self, name: &str) -> Result<Arc<Copy>, OpenError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(copy) = known.get(name).and_then(Weak::upgrade) {
-            return Ok(copy);
-        }
-        known.retain(|_, copy| copy.strong_count() > 0);
-        if known.len() >= COPIES_MAX {
-            return Err(OpenError::TooMany);
-        }
-        let copy = Arc::new(Copy {
-            bucket: name.to_owned(),
-            held: watch::Sender::new(Held::default()),
-        });
-        let weak = Arc::downgrade(&copy);
-        let begun = self.begun.try_send(Weak::clone(&weak));
-        begun.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => OpenError::TooMany,
-            mpsc::error::TrySendError::Closed(_) => OpenError::Ended,
-        })?;
-        known.insert(name.to_owned(), weak);
-        Ok(copy)
+        self.copies.open(name, OPERATION_TIMEOUT).await
     }
 
     /// Follows every bucket that is opened, for ever; only once, the next time it returns.
     pub(crate) async fn run(&self) {
-        let to_follow = self.to_follow.lock();
-        let to_follow = to_follow.unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut to_follow) = to_follow else {
+        let Some(mut to_follow) = self.copies.to_follow() else {
             return;
         };
         let mut following = FuturesUnordered::new();
@@ -163,7 +87,7 @@ impl Copies {
     /// One session after the other, until nobody holds the copy.
     async fn follow(&self, copy: Weak<Copy>) {
         let mut reported = false;
-        while let Some(bucket) = copy.upgrade().map(|copy| copy.bucket.clone()) {
+        while let Some(bucket) = copy.upgrade().map(|copy| copy.bucket().to_owned()) {
             let mut session = Session::new(&copy);
             match session.run(self, &bucket).await {
                 Ok(()) => return,
@@ -213,12 +137,12 @@ impl<'a> Session<'a> {
     }
 
     /// Returns when nobody holds the copy any more.
-    async fn run(&mut self, copies: &Copies, bucket: &str) -> Result<(), BoxError> {
-        let connects = copies.connects();
-        let client = &copies.client;
+    async fn run(&mut self, follower: &Follower, bucket: &str) -> Result<(), BoxError> {
+        let connects = follower.connects();
+        let client = &follower.client;
         let inbox = client.new_inbox();
         let mut messages = client.subscribe(inbox.clone()).await?;
-        let handle = copies.buckets.find(bucket, bucket).await?;
+        let handle = follower.buckets.find(bucket, bucket).await?;
         let expected = handle.follow(&inbox).await?;
         if expected == 0 {
             self.complete();
@@ -228,7 +152,7 @@ impl<'a> Session<'a> {
             match tokio::time::timeout(TICK, messages.next()).await {
                 Ok(Some(message)) => {
                     heard = Instant::now();
-                    self.message(copies, message, handle.prefix(), expected)
+                    self.message(follower, message, handle.prefix(), expected)
                         .await?;
                 }
                 Ok(None) => return Err("the connection was closed".into()),
@@ -237,7 +161,7 @@ impl<'a> Session<'a> {
             if self.copy.strong_count() == 0 {
                 return Ok(());
             }
-            if copies.connects() != connects {
+            if follower.connects() != connects {
                 return Err("the connection is a new one".into());
             }
             if heard.elapsed() > SILENCE_MAX {
@@ -251,7 +175,7 @@ impl<'a> Session<'a> {
 
     async fn message(
         &mut self,
-        copies: &Copies,
+        follower: &Follower,
         message: Message,
         prefix: &str,
         expected: u64,
@@ -267,7 +191,7 @@ impl<'a> Session<'a> {
             }
             let stalled = of(STALLED).map(|subject| subject.as_str().into());
             if let Some(subject) = message.reply.clone().or(stalled) {
-                copies.client.publish(subject, "".into()).await?;
+                follower.client.publish(subject, "".into()).await?;
             }
             return Ok(());
         }
@@ -276,7 +200,7 @@ impl<'a> Session<'a> {
             None => of(header::NATS_MARKER_REASON.as_ref()).is_some(),
         };
         let message = jetstream::Message {
-            context: copies.jetstream.clone(),
+            context: follower.jetstream.clone(),
             message,
         };
         let (number, pending) = {
@@ -293,7 +217,11 @@ impl<'a> Session<'a> {
             let value = (!removed).then(|| message.payload.clone());
             match self.is_complete {
                 false => self.values.change(key, value),
-                true => self.change(|held| held.values.change(key, value)),
+                true => {
+                    if let Some(copy) = self.copy.upgrade() {
+                        copy.change(key, value);
+                    }
+                }
             }
         }
         if !self.is_complete && (pending == 0 || number >= expected) {
@@ -305,118 +233,17 @@ impl<'a> Session<'a> {
     fn complete(&mut self) {
         self.is_complete = true;
         let values = std::mem::take(&mut self.values);
-        if let Err(error) = values.check() {
-            let bucket = self.copy.upgrade().map(|copy| copy.bucket.clone());
+        let Some(copy) = self.copy.upgrade() else {
+            return;
+        };
+        if let Err(error) = copy.complete(values) {
+            let bucket = copy.bucket();
             tracing::warn!(bucket, %error, "live configuration is not whole");
-        }
-        self.change(|held| {
-            held.complete = true;
-            held.values = values;
-        });
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Held)) {
-        if let Some(copy) = self.copy.upgrade() {
-            copy.held.send_modify(change);
         }
     }
 
     fn may_fit_again(&self) -> bool {
         let copy = self.copy.upgrade();
-        copy.is_some_and(|copy| copy.held.borrow().values.may_fit_again())
-    }
-}
-
-/// Keys and values within bounds.
-#[derive(Default)]
-struct Values {
-    /// `None` is a value that is no text.
-    by_key: BTreeMap<String, Option<String>>,
-    bytes: usize,
-    /// Whether something had no room.
-    left_out: bool,
-    /// Whether something went since.
-    freed: bool,
-}
-
-impl Values {
-    /// Removes `key` without a value.
-    fn change(&mut self, key: String, value: Option<bytes::Bytes>) {
-        if let Some(old) = self.by_key.remove(&key) {
-            self.bytes -= key.len() + old.map_or(0, |old| old.len());
-            self.freed |= self.left_out;
-        }
-        let Some(value) = value else { return };
-        let value = String::from_utf8(value.into()).ok();
-        let bytes = key.len() + value.as_ref().map_or(0, String::len);
-        if self.by_key.len() >= KEYS_MAX || self.bytes + bytes > BYTES_MAX {
-            self.left_out = true;
-            return;
-        }
-        self.bytes += bytes;
-        self.by_key.insert(key, value);
-    }
-
-    fn may_fit_again(&self) -> bool {
-        self.left_out && self.freed
-    }
-
-    fn check(&self) -> Result<()> {
-        match self.left_out {
-            true => Err(Error::TooMuch),
-            false => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl ConfigSource for Copy {
-    async fn get(&self, key: &str) -> Result<Option<String>> {
-        let held = self.held.borrow();
-        match held.values.by_key.get(key) {
-            Some(Some(value)) => Ok(Some(value.clone())),
-            Some(None) => Err(Error::NotText(key.to_owned())),
-            // It may be among what was left out.
-            None => held.values.check().map(|()| None),
-        }
-    }
-
-    async fn all(&self) -> Result<BTreeMap<String, String>> {
-        let held = self.held.borrow();
-        held.values.check()?;
-        let all = held.values.by_key.iter();
-        all.map(|(key, value)| match value {
-            Some(value) => Ok((key.clone(), value.clone())),
-            None => Err(Error::NotText(key.clone())),
-        })
-        .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bounds_hold_and_removing_makes_room() {
-        let mut values = Values::default();
-        for n in 0..KEYS_MAX {
-            values.change(n.to_string(), Some("v".into()));
-        }
-        values.check().unwrap();
-        values.change("1".to_owned(), Some("changed".into()));
-        values.check().unwrap();
-        values.change("one more".to_owned(), Some("v".into()));
-        assert!(matches!(values.check(), Err(Error::TooMuch)));
-        assert!(!values.may_fit_again());
-        values.change("2".to_owned(), None);
-        assert!(values.may_fit_again());
-
-        let mut values = Values::default();
-        values.change("k".to_owned(), Some(vec![b'x'; BYTES_MAX - 1].into()));
-        values.check().unwrap();
-        values.change("k".to_owned(), Some(vec![b'x'; BYTES_MAX].into()));
-        assert!(matches!(values.check(), Err(Error::TooMuch)));
-        assert_eq!((values.bytes, values.by_key.len()), (0, 0));
+        copy.is_some_and(|copy| copy.may_fit_again())
     }
 }

@@ -196,6 +196,7 @@ fn again(error: &Arc<Error>) -> Error {
         Error::NotACounter(bytes) => Error::NotACounter(*bytes),
         Error::Timeout(limit) => Error::Timeout(*limit),
         Error::Unavailable(source) => Error::Unavailable(capabilities::report(&**source).into()),
+        Error::Full(source) => Error::Full(capabilities::report(&**source).into()),
         Error::Internal(source) => Error::Internal(capabilities::report(&**source).into()),
         other => Error::Internal(capabilities::report(other).into()),
     }

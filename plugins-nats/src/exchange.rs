@@ -37,6 +37,7 @@ impl From<Error> for keyvalue::Error {
             Error::Timeout => Self::Timeout(OPERATION_TIMEOUT),
             Error::Unavailable(source) => Self::Unavailable(source),
             Error::NoStream => Self::NoSuchBucket(String::new()),
+            Error::Refused(source) if is_full(&*source) => Self::Full(source),
             Error::Refused(source) => Self::Internal(source),
         }
     }
@@ -159,6 +160,18 @@ fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
 /// The usual cause is a server without JetStream, which it says only by silence.
 pub(crate) fn no_responders(source: BoxError) -> Error {
     Error::Unavailable(Box::new(NoJetStream(source)))
+}
+
+/// Whether a write failed because the stream has as many bytes as it may, which the server says by text.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if code(error) == Some(ErrorCode::STREAM_STORE_FAILED) {
+            return error.to_string().contains("maximum bytes exceeded");
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Whether a write failed because the expected message was not the last.

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use capabilities::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, Version, check_key,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, Version, check_key,
     check_value, ttl_seconds,
 };
 use capabilities::names;
@@ -15,6 +15,7 @@ use crate::OPERATION_TIMEOUT;
 use crate::bucket::{Blueprint, Bucket, Buckets};
 use crate::counter::Counters;
 use crate::listing::{Listings, Smallest};
+use crate::watch;
 
 /// How long a listing may take.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -26,6 +27,8 @@ pub(crate) struct Store {
     scope: Scope,
     /// How absent buckets are made; `None` when they are not.
     create: Option<Blueprint>,
+    /// The largest value that is written.
+    value_bytes_max: usize,
     listings: Listings,
 }
 
@@ -35,12 +38,14 @@ impl Store {
         counters: Arc<Counters>,
         scope: Scope,
         create: Option<Blueprint>,
+        value_bytes_max: usize,
     ) -> Self {
         Self {
             buckets,
             counters,
             scope,
             create,
+            value_bytes_max,
             listings: Listings::default(),
         }
     }
@@ -133,7 +138,8 @@ impl KeyValueStore for Store {
         check_key(put.key)?;
         let name = self.name(bucket)?;
         let handle = self.buckets.find(&name, bucket).await?;
-        check_value(&put.value, handle.value_bytes_max())?;
+        let bytes_max = handle.value_bytes_max().min(self.value_bytes_max);
+        check_value(&put.value, bytes_max)?;
         let written = self.write(&handle, put).await;
         Ok(self.checked(&name, bucket, written).await?.map(Version))
     }
@@ -144,6 +150,11 @@ impl KeyValueStore for Store {
         let handle = self.buckets.find(&name, bucket).await?;
         let removed = handle.remove(&names::encode_key(key)).await;
         self.checked(&name, bucket, removed).await
+    }
+
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        watch::begin(self.buckets.clone(), name, bucket).await
     }
 
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {

@@ -8,6 +8,7 @@
 //! | `counter` | lets concurrent additions to a key share one compare-and-swap |
 //! | `exchange` | one exchange with JetStream: its time limit, its errors |
 //! | `keyvalue` | `KeyValueStore` on these |
+//! | `watch` | the keys of a bucket that change |
 //! | `config` | `ConfigSource`: copies of buckets that follow them |
 //! | `container` | streams in the layout of object stores; contents given up |
 //! | `scan` | reads messages of a stream in batches, without a consumer |
@@ -23,7 +24,7 @@ use async_nats::Client;
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::config::ConfigSource;
-use capabilities::keyvalue::KeyValueStore;
+use capabilities::keyvalue::{KeyValueStore, value_bytes_max};
 use capabilities::messaging::MessageBus;
 use capabilities::names;
 use capabilities::plugin::{Ask, OpenError, Plugin};
@@ -44,6 +45,7 @@ mod listing;
 mod messaging;
 mod scan;
 mod upload;
+mod watch;
 
 /// How long one exchange with the server may take.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,7 +55,7 @@ pub struct Nats {
     client: Client,
     buckets: Arc<bucket::Buckets>,
     counters: Arc<counter::Counters>,
-    copies: config::Copies,
+    live: config::Follower,
     containers: Arc<container::Containers>,
 }
 
@@ -62,12 +64,12 @@ impl Nats {
     pub fn new(client: Client) -> Self {
         let buckets = Arc::new(bucket::Buckets::new(client.clone()));
         let containers = Arc::new(container::Containers::new(client.clone()));
-        let copies = config::Copies::new(client.clone(), buckets.clone());
+        let live = config::Follower::new(client.clone(), buckets.clone());
         Self {
             client,
             buckets,
             counters: Arc::default(),
-            copies,
+            live,
             containers,
         }
     }
@@ -79,7 +81,7 @@ impl Plugin for Nats {
         "nats"
     }
 
-    /// Reads the settings `shared`, `create` and those a new bucket is made with: `history` (1 to 64
+    /// Reads the settings `shared`, `create`, `max_value_bytes` and those a new bucket is made with: `history` (1 to 64
     /// values of a key), `replicas` (1 to 5), `ttl` (of all keys, like `90s`, `10m`, `12h`, `7d`),
     /// `max_bytes` (of the whole bucket) and `storage` (`file` or `memory`). A bucket that exists is
     /// used as it is.
@@ -92,6 +94,7 @@ impl Plugin for Nats {
             self.counters.clone(),
             scope,
             create.then_some(blueprint),
+            value_bytes_max(&ask.settings)?,
         )))
     }
 
@@ -110,7 +113,7 @@ impl Plugin for Nats {
         )))
     }
 
-    /// Reads the settings `bucket`, and those of key-value.
+    /// Reads the settings `bucket`, and those of key-value but `max_value_bytes`: nothing is written.
     async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
         let bucket = ask.settings.required("bucket", "the name of a bucket")?;
         let blueprint = bucket::Blueprint::read(&ask.settings)?;
@@ -119,7 +122,7 @@ impl Plugin for Nats {
         let scope = ask.scope()?;
         let copy = async {
             let name = names::bucket(&scope, bucket)?;
-            self.copies.open(&name, bucket, create).await
+            self.live.open(&name, bucket, create).await
         };
         match copy.await {
             Ok(copy) => Ok(copy),
@@ -132,7 +135,7 @@ impl Plugin for Nats {
     }
 
     async fn run(&self) {
-        self.copies.run().await;
+        self.live.run().await;
     }
 
     async fn close(&self) {

@@ -90,6 +90,24 @@ async fn keyvalue_with_history() {
 }
 
 #[tokio::test]
+async fn buckets_that_are_full() {
+    let server = NatsServer::start().await.unwrap();
+    let plugin = plugin(&server).await;
+    contract::keyvalue::run_max_bytes(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn watches() {
+    let server = NatsServer::start().await.unwrap();
+    let plugin = plugin(&server).await;
+    contract::keyvalue::run_watch(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn config() {
     let server = NatsServer::start().await.unwrap();
     let plugin = plugin(&server).await;
@@ -154,27 +172,6 @@ async fn buckets_are_made_as_configured_and_used_as_they_are() {
     let kv = jetstream.get_key_value("default__b_5F1").await.unwrap();
     assert_eq!(kv.get("=x=a=20key").await.unwrap().unwrap(), "value");
     assert_eq!(kv.status().await.unwrap().history(), 3);
-}
-
-#[tokio::test]
-async fn the_ttl_of_a_bucket_is_that_of_all_its_keys() {
-    let server = NatsServer::start().await.unwrap();
-    let plugin = plugin(&server).await;
-    let store = ask(&plugin, &settings(&[("ttl", "2s")])).await.unwrap();
-    store.open("b").await.unwrap();
-    let start = Instant::now();
-    store.put("b", put("key", "value")).await.unwrap();
-    while store.get("b", "key").await.unwrap().is_some() {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(start.elapsed() >= Duration::from_millis(1900));
-    let range = KeyRange {
-        prefix: "",
-        after: None,
-        limit: 1,
-    };
-    assert!(store.keys("b", range).await.unwrap().keys.is_empty());
 }
 
 #[tokio::test]

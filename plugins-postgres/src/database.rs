@@ -3,8 +3,9 @@
 use capabilities::{BoxError, blobstore, keyvalue};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::pool::Pool;
 use crate::{Dsn, OPERATION_TIMEOUT, schema};
@@ -19,6 +20,8 @@ pub(crate) type Statement = Query<'static, sqlx::Postgres, PgArguments>;
 pub(crate) struct Database {
     pool: Pool,
     schema: OnceCell<()>,
+    /// Places of those who watch a bucket.
+    pub(crate) watches: Arc<Semaphore>,
 }
 
 impl Database {
@@ -26,6 +29,7 @@ impl Database {
         Self {
             pool: Pool::new(dsn),
             schema: OnceCell::new(),
+            watches: Arc::new(Semaphore::new(keyvalue::WATCHES_MAX)),
         }
     }
 

@@ -3,11 +3,11 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use capabilities::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX, Version,
-    check_key, check_value, counter, ttl_seconds,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX,
+    Version, check_key, check_value, counter, ttl, ttl_seconds, value_bytes_max,
 };
 use capabilities::names;
-use capabilities::plugin::Scope;
+use capabilities::plugin::{Ask, OpenError, Scope, Settings};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::database::{self, Database, Statement};
 use crate::listing::{self, LISTING_TIMEOUT};
+use crate::watch;
 
 /// Of so many values with a ttl, the first deletes what has expired ..
 const SWEEP_EVERY: u32 = 64;
@@ -78,11 +79,11 @@ mod sql {
     /// Nothing is written, and NULL given, when the value is no counter.
     pub(super) const INCREMENT: &str = "\
         WITH b AS (SELECT id FROM washlet.bucket WHERE name = $1), \
-        w AS (INSERT INTO washlet.entry AS e (bucket, key, value, version) \
-        SELECT id, $2, int8send($3), nextval('washlet.version') FROM b \
+        w AS (INSERT INTO washlet.entry AS e (bucket, key, value, version, expires_at) \
+        SELECT id, $2, int8send($3), nextval('washlet.version'), now() + make_interval(secs => $4) FROM b \
         ON CONFLICT (bucket, key) DO UPDATE SET value = CASE WHEN e.expires_at <= now() \
         THEN excluded.value ELSE int8send(('x' || encode(e.value, 'hex'))::bit(64)::bigint + $3) END, \
-        version = nextval('washlet.version'), expires_at = NULL \
+        version = nextval('washlet.version'), expires_at = excluded.expires_at \
         WHERE octet_length(e.value) = 8 OR e.expires_at <= now() RETURNING value) \
         SELECT (SELECT value FROM w) FROM b";
 
@@ -97,21 +98,43 @@ pub(crate) struct Store {
     scope: Scope,
     /// Whether absent buckets are made.
     create: bool,
+    /// The largest value that is written.
+    value_bytes_max: usize,
+    /// How long values live that are written without a ttl of their own.
+    ttl: Option<Duration>,
     /// Values written with a ttl.
     expiring: AtomicU32,
 }
 
 impl Store {
-    pub(crate) fn new(database: Arc<Database>, scope: Scope, create: bool) -> Self {
-        Self {
+    /// Reads the settings `shared` and `create`; values are as large as can be, and stay.
+    pub(crate) fn new(database: Arc<Database>, ask: &Ask<'_>) -> Result<Self, OpenError> {
+        Ok(Self {
             database,
-            scope,
-            create,
+            scope: ask.scope()?,
+            create: ask.settings.boolean("create")?.unwrap_or(true),
+            value_bytes_max: VALUE_BYTES_MAX,
+            ttl: None,
             expiring: AtomicU32::new(0),
-        }
+        })
     }
 
-    fn name(&self, bucket: &str) -> Result<String> {
+    /// Reads the settings `max_value_bytes` and `ttl`, too.
+    pub(crate) fn bounded(self, settings: &Settings<'_>) -> Result<Self, OpenError> {
+        Ok(Self {
+            value_bytes_max: value_bytes_max(settings)?,
+            ttl: ttl(settings)?,
+            ..self
+        })
+    }
+
+    /// In seconds, as a statement takes it.
+    fn ttl(&self, own: Option<Duration>) -> Result<Option<f64>> {
+        let seconds = own.or(self.ttl).map(ttl_seconds).transpose()?;
+        Ok(seconds.map(|seconds| seconds as f64))
+    }
+
+    pub(crate) fn name(&self, bucket: &str) -> Result<String> {
         names::bucket(&self.scope, bucket).map_err(|e| Error::InvalidArgument(e.to_string()))
     }
 
@@ -180,9 +203,9 @@ impl KeyValueStore for Store {
 
     async fn put(&self, bucket: &str, put: Put<'_>) -> Result<Option<Version>> {
         check_key(put.key)?;
-        check_value(&put.value, VALUE_BYTES_MAX)?;
+        check_value(&put.value, self.value_bytes_max)?;
         let name = self.name(bucket)?;
-        let ttl = put.ttl.map(ttl_seconds).transpose()?;
+        let ttl = self.ttl(put.ttl)?;
         let (statement, guard) = match put.guard {
             Guard::Any => (sql::PUT, None),
             Guard::Absent => (sql::PUT_ABSENT, None),
@@ -195,7 +218,7 @@ impl KeyValueStore for Store {
             .bind(name)
             .bind(put.key.as_bytes())
             .bind(&*put.value)
-            .bind(ttl.map(|seconds| seconds as f64));
+            .bind(ttl);
         if let Some(version) = guard {
             statement = statement.bind(version);
         }
@@ -214,6 +237,12 @@ impl KeyValueStore for Store {
             .map(drop)
     }
 
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        let changes = watch::begin(self.database.clone(), name).await?;
+        changes.ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))
+    }
+
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {
         let (from, to, limit) = listing::bounds(&range);
         let keys = sqlx::query(sql::KEYS).bind(self.name(bucket)?);
@@ -226,11 +255,15 @@ impl KeyValueStore for Store {
     async fn increment(&self, bucket: &str, key: &str, delta: i64) -> Result<i64> {
         check_key(key)?;
         let name = self.name(bucket)?;
+        let ttl = self.ttl(None)?;
         let end = Instant::now() + INCREMENT_TIMEOUT;
         while Instant::now() < end {
             let add = sqlx::query(sql::INCREMENT).bind(name.clone());
-            let add = add.bind(key.as_bytes()).bind(delta);
+            let add = add.bind(key.as_bytes()).bind(delta).bind(ttl);
             let row = self.row(bucket, add).await?;
+            if ttl.is_some() {
+                self.sweep().await;
+            }
             if let Some(sum) = value::<Option<Vec<u8>>>(&row, 0)? {
                 return counter::decode(&sum);
             }

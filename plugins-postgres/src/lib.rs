@@ -1,5 +1,5 @@
-//! The capability traits over PostgreSQL 12 or newer: key-value and blobs in tables of the schema `washlet`, and
-//! databases that workloads name themselves.
+//! The capability traits over PostgreSQL 12 or newer: key-value, live configuration and blobs in tables of the
+//! schema `washlet`, and databases that workloads name themselves.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -8,6 +8,8 @@
 //! | `database` | one statement: its time limit, its errors |
 //! | `schema` | brings the schema up to date, once, whatever other hosts do |
 //! | `keyvalue` | `KeyValueStore`, each call one statement |
+//! | `config` | `ConfigSource`: copies of buckets that follow them |
+//! | `watch` | the keys of a bucket that change |
 //! | `blobstore` | `BlobStore` on contents made of chunks |
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `garbage` | deletes contents that are nobody's |
@@ -19,6 +21,7 @@
 
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
+use capabilities::config::ConfigSource;
 use capabilities::keyvalue::KeyValueStore;
 use capabilities::messaging::MessageBus;
 use capabilities::plugin::{Ask, OpenError, Plugin};
@@ -27,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod blobstore;
+mod config;
 mod database;
 mod download;
 mod dsn;
@@ -37,13 +41,14 @@ mod pool;
 mod schema;
 mod sql;
 mod upload;
+mod watch;
 
 pub use dsn::{Dsn, DsnError};
 
 /// How long one statement may take, and how long one waits for a connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value and blobs in the host's database, if it has one, and databases of workloads.
+/// Key-value, live configuration and blobs in the host's database, if it has one, and databases of workloads.
 pub struct Postgres {
     own: Option<Own>,
     databases: sql::Databases,
@@ -52,17 +57,23 @@ pub struct Postgres {
 /// The database of the host itself.
 struct Own {
     database: Arc<database::Database>,
+    live: config::Follower,
     garbage: Arc<garbage::Garbage>,
 }
 
 impl Postgres {
-    /// With the database at `dsn` for key-value and blobs, which is connected to when the first call needs it;
-    /// without one, workloads have the databases they name, and nothing else.
+    /// With the database at `dsn` for key-value, live configuration and blobs, which is connected to when the first
+    /// call needs it; without one, workloads have the databases they name, and nothing else.
     pub fn new(dsn: Option<&Dsn>) -> Self {
         let own = dsn.map(|dsn| {
             let database = Arc::new(database::Database::new(dsn));
+            let live = config::Follower::new(database.clone());
             let garbage = Arc::new(garbage::Garbage::new(database.clone()));
-            Own { database, garbage }
+            Own {
+                database,
+                live,
+                garbage,
+            }
         });
         Self {
             own,
@@ -81,13 +92,23 @@ impl Plugin for Postgres {
         "postgres"
     }
 
-    /// Reads the settings `shared` and `create`.
+    /// Reads the settings `shared`, `create`, and `ttl` and `max_value_bytes`, which hold for what is written
+    /// through the entry.
     async fn keyvalue(&self, ask: &Ask<'_>) -> Result<Arc<dyn KeyValueStore>, OpenError> {
-        let scope = ask.scope()?;
-        let create = ask.settings.boolean("create")?.unwrap_or(true);
         let own = self.own("key-value, unless the host has --postgres-url")?;
-        let database = own.database.clone();
-        Ok(Arc::new(keyvalue::Store::new(database, scope, create)))
+        let store = keyvalue::Store::new(own.database.clone(), ask)?;
+        Ok(Arc::new(store.bounded(&ask.settings)?))
+    }
+
+    /// Reads the settings `bucket`, `shared` and `create`.
+    async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
+        let own = self.own("configuration, unless the host has --postgres-url")?;
+        let bucket = ask.settings.required("bucket", "the name of a bucket")?;
+        let store = keyvalue::Store::new(own.database.clone(), ask)?;
+        match own.live.open(&store, bucket).await {
+            Ok(copy) => Ok(copy),
+            Err(error) => Err(OpenError::Storage(error.into())),
+        }
     }
 
     /// Reads the settings `shared`, `create` and `max_object_bytes`.
@@ -116,7 +137,12 @@ impl Plugin for Postgres {
     }
 
     async fn run(&self) {
-        self.databases.run().await;
+        let live = async {
+            if let Some(own) = &self.own {
+                own.live.run().await;
+            }
+        };
+        tokio::join!(self.databases.run(), live);
     }
 
     async fn close(&self) {

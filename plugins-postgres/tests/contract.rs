@@ -31,3 +31,21 @@ async fn blobstore() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn watches() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    contract::keyvalue::run_watch(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn config() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    contract::config::run(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}

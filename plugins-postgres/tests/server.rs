@@ -89,8 +89,8 @@ async fn hosts_make_the_schema_together() {
     let later = store(&plugin(&server.url())).await;
     assert_eq!(later.increment("b", "n", 1).await.unwrap(), 9);
     let pool = PgPool::connect(&server.url()).await.unwrap();
-    let applied = "SELECT count(*) FROM washlet.migration";
-    assert_eq!(count(&pool, applied).await, 1);
+    let applied_twice = "SELECT count(*) - max(version) FROM washlet.migration";
+    assert_eq!(count(&pool, applied_twice).await, 0);
 }
 
 /// A schema of a later version is left alone, and the reason is said.

@@ -2,27 +2,64 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::keyvalue::{
-    Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX, Version,
-    check_key, check_value, ttl_seconds,
+    Changes, Entry, Error, Guard, KeyRange, KeyValueStore, Page, Put, Result, VALUE_BYTES_MAX,
+    Version, bytes_max, check_key, check_value, ttl, ttl_seconds, value_bytes_max,
 };
 use crate::names;
-use crate::plugin::Scope;
+use crate::plugin::{OpenError, Scope, Settings};
 
 /// What a key or bucket costs besides its own bytes.
 const OVERHEAD_BYTES: usize = 64;
+
+/// How many changed keys wait for one watch; who is behind more is told all keys there are.
+const CHANGES_MAX: usize = 1024;
+
+/// How often a watch looks for what has expired.
+const EXPIRY_LOOK: Duration = Duration::from_millis(500);
 
 /// One view of the buckets: that of who asked.
 pub(super) struct Store {
     pub(super) buckets: Arc<Buckets>,
     pub(super) scope: Scope,
     pub(super) create: bool,
+    pub(super) limits: Limits,
+}
+
+/// What an entry says of its values.
+pub(super) struct Limits {
+    pub(super) value_bytes_max: usize,
+    /// How much a bucket may hold, counted as the whole is.
+    pub(super) bucket_bytes_max: usize,
+    /// How long values live that are written without a ttl of their own.
+    pub(super) ttl: Option<Duration>,
+}
+
+impl Limits {
+    /// Those of the plugin alone.
+    pub(super) const NONE: Self = Self {
+        value_bytes_max: VALUE_BYTES_MAX,
+        bucket_bytes_max: usize::MAX,
+        ttl: None,
+    };
+
+    /// Reads the settings `ttl`, `max_bytes` and `max_value_bytes`.
+    pub(super) fn read(settings: &Settings<'_>) -> Result<Self, OpenError> {
+        let bytes_max = bytes_max(settings)?.and_then(|bytes| usize::try_from(bytes).ok());
+        Ok(Self {
+            value_bytes_max: value_bytes_max(settings)?,
+            bucket_bytes_max: bytes_max.unwrap_or(usize::MAX),
+            ttl: ttl(settings)?,
+        })
+    }
 }
 
 /// All buckets of a plugin.
@@ -33,12 +70,30 @@ pub(super) struct Buckets {
 
 #[derive(Default)]
 struct State {
-    buckets: BTreeMap<String, BTreeMap<String, Stored>>,
+    buckets: BTreeMap<String, Bucket>,
     /// What expires when; the version tells entries of the same instant apart.
     expiries: BTreeMap<(Instant, u64), (String, String)>,
     bytes: usize,
     /// Counts writes to all buckets, so no version repeats.
     version: u64,
+}
+
+#[derive(Default)]
+struct Bucket {
+    keys: BTreeMap<String, Stored>,
+    /// What its keys cost.
+    bytes: usize,
+    /// Whoever watches it.
+    changes: Option<broadcast::Sender<String>>,
+}
+
+impl Bucket {
+    fn changed(&mut self, key: &str) {
+        let Some(changes) = &self.changes else { return };
+        if changes.send(key.to_owned()).is_err() {
+            self.changes = None;
+        }
+    }
 }
 
 struct Stored {
@@ -71,53 +126,71 @@ impl Buckets {
     }
 
     fn check_room(&self, bytes: usize) -> Result<()> {
-        match bytes > self.bytes_max {
-            true => Err(Error::Internal(Box::new(Full {
-                bytes_max: self.bytes_max,
-            }))),
-            false => Ok(()),
-        }
+        check_room(bytes, self.bytes_max, "memory")
+    }
+}
+
+fn check_room(bytes: usize, bytes_max: usize, what: &'static str) -> Result<()> {
+    match bytes > bytes_max {
+        true => Err(Error::Full(Box::new(Full { bytes_max, what }))),
+        false => Ok(()),
     }
 }
 
 #[derive(thiserror::Error, Debug)]
-#[error("more than {bytes_max} bytes would be in memory")]
+#[error("more than {bytes_max} bytes would be in {what}")]
 struct Full {
     bytes_max: usize,
+    what: &'static str,
 }
 
 impl State {
     /// The bucket called `name` here and `bucket` by the guest.
-    fn bucket(&self, name: &str, bucket: &str) -> Result<&BTreeMap<String, Stored>> {
+    fn bucket(&self, name: &str, bucket: &str) -> Result<&Bucket> {
         self.buckets
             .get(name)
             .ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))
     }
 
     fn insert(&mut self, name: &str, key: &str, stored: Stored) {
-        self.remove(name, key);
+        self.forget(name, key);
         if let Some(expires) = stored.expires {
             self.expiries
                 .insert((expires, stored.version), (name.to_owned(), key.to_owned()));
         }
-        self.bytes += cost(key, &stored.value);
         if let Some(bucket) = self.buckets.get_mut(name) {
-            bucket.insert(key.to_owned(), stored);
+            let cost = cost(key, &stored.value);
+            bucket.keys.insert(key.to_owned(), stored);
+            bucket.bytes += cost;
+            bucket.changed(key);
+            self.bytes += cost;
         }
     }
 
     fn remove(&mut self, name: &str, key: &str) {
-        let Some(old) = self
-            .buckets
-            .get_mut(name)
-            .and_then(|bucket| bucket.remove(key))
-        else {
+        if !self.forget(name, key) {
             return;
+        }
+        if let Some(bucket) = self.buckets.get_mut(name) {
+            bucket.changed(key);
+        }
+    }
+
+    /// As [`remove`](Self::remove), without telling anybody; whether it was there.
+    fn forget(&mut self, name: &str, key: &str) -> bool {
+        let Some(bucket) = self.buckets.get_mut(name) else {
+            return false;
         };
-        self.bytes -= cost(key, &old.value);
+        let Some(old) = bucket.keys.remove(key) else {
+            return false;
+        };
+        let cost = cost(key, &old.value);
+        bucket.bytes -= cost;
+        self.bytes -= cost;
         if let Some(expires) = old.expires {
             self.expiries.remove(&(expires, old.version));
         }
+        true
     }
 }
 
@@ -145,7 +218,7 @@ impl KeyValueStore for Store {
         let bytes = state.bytes + cost(&name, &[]);
         self.buckets.check_room(bytes)?;
         state.bytes = bytes;
-        state.buckets.insert(name, BTreeMap::new());
+        state.buckets.insert(name, Bucket::default());
         Ok(())
     }
 
@@ -153,7 +226,8 @@ impl KeyValueStore for Store {
         check_key(key)?;
         let name = self.name(bucket)?;
         let state = self.buckets.state();
-        Ok(state.bucket(&name, bucket)?.get(key).map(|stored| Entry {
+        let stored = state.bucket(&name, bucket)?.keys.get(key);
+        Ok(stored.map(|stored| Entry {
             value: stored.value.clone(),
             version: Version(stored.version),
         }))
@@ -161,11 +235,12 @@ impl KeyValueStore for Store {
 
     async fn put(&self, bucket: &str, put: Put<'_>) -> Result<Option<Version>> {
         check_key(put.key)?;
-        check_value(&put.value, VALUE_BYTES_MAX)?;
-        let ttl = put.ttl.map(ttl_seconds).transpose()?;
+        check_value(&put.value, self.limits.value_bytes_max)?;
+        let ttl = put.ttl.or(self.limits.ttl).map(ttl_seconds).transpose()?;
         let name = self.name(bucket)?;
         let mut state = self.buckets.state();
-        let old = state.bucket(&name, bucket)?.get(put.key);
+        let found = state.bucket(&name, bucket)?;
+        let old = found.keys.get(put.key);
         let holds = match put.guard {
             Guard::Any => true,
             Guard::Absent => old.is_none(),
@@ -175,8 +250,10 @@ impl KeyValueStore for Store {
             return Ok(None);
         }
         let freed = old.map_or(0, |old| cost(put.key, &old.value));
-        self.buckets
-            .check_room(state.bytes - freed + cost(put.key, &put.value))?;
+        let more = cost(put.key, &put.value);
+        self.buckets.check_room(state.bytes - freed + more)?;
+        let in_bucket = found.bytes - freed + more;
+        check_room(in_bucket, self.limits.bucket_bytes_max, "the bucket")?;
         let expires = ttl.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         state.version += 1;
         let version = state.version;
@@ -201,6 +278,25 @@ impl KeyValueStore for Store {
         Ok(())
     }
 
+    async fn watch(&self, bucket: &str) -> Result<Changes> {
+        let name = self.name(bucket)?;
+        let mut state = self.buckets.state();
+        let found = state.buckets.get_mut(&name);
+        let found = found.ok_or_else(|| Error::NoSuchBucket(bucket.to_owned()))?;
+        let changes = found
+            .changes
+            .get_or_insert_with(|| broadcast::Sender::new(CHANGES_MAX))
+            .subscribe();
+        drop(state);
+        let watch = Watch {
+            buckets: self.buckets.clone(),
+            name,
+            changes,
+            again: Vec::new(),
+        };
+        Ok(Box::pin(stream::unfold(watch, next_change)))
+    }
+
     async fn keys(&self, bucket: &str, range: KeyRange<'_>) -> Result<Page> {
         let name = self.name(bucket)?;
         let limit = range.limit.max(1);
@@ -211,6 +307,7 @@ impl KeyValueStore for Store {
         let state = self.buckets.state();
         let mut rest = state
             .bucket(&name, bucket)?
+            .keys
             .range::<str, _>((from, Bound::Unbounded))
             .map(|(key, _)| key)
             .take_while(|key| key.starts_with(range.prefix));
@@ -222,6 +319,38 @@ impl KeyValueStore for Store {
     }
 }
 
+/// The next key that changed, and those to be told without having changed.
+async fn next_change(mut watch: Watch) -> Option<(String, Watch)> {
+    loop {
+        if let Some(key) = watch.again.pop() {
+            return Some((key, watch));
+        }
+        // Expired keys are removed by whoever looks.
+        let received = tokio::time::timeout(EXPIRY_LOOK, watch.changes.recv()).await;
+        match received {
+            Ok(Ok(key)) => return Some((key, watch)),
+            Ok(Err(broadcast::error::RecvError::Lagged(_))) => {
+                let state = watch.buckets.state();
+                let bucket = state.buckets.get(&watch.name);
+                let keys = bucket.map(|bucket| bucket.keys.keys().rev().cloned());
+                watch.again = keys.into_iter().flatten().collect();
+            }
+            // Buckets are not removed.
+            Ok(Err(broadcast::error::RecvError::Closed)) => return None,
+            Err(_) => drop(watch.buckets.state()),
+        }
+    }
+}
+
+/// Somebody who watches a bucket.
+struct Watch {
+    buckets: Arc<Buckets>,
+    name: String,
+    changes: broadcast::Receiver<String>,
+    /// The last comes first.
+    again: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +360,7 @@ mod tests {
             buckets: Arc::new(Buckets::new(bytes_max)),
             scope: Scope::Flat,
             create: true,
+            limits: Limits::NONE,
         }
     }
 
@@ -249,7 +379,7 @@ mod tests {
         store.open("b").await.unwrap();
         store.put("b", put("a", 500, None)).await.unwrap();
         let full = store.put("b", put("c", 500, None)).await;
-        assert!(matches!(full, Err(Error::Internal(_))), "{full:?}");
+        assert!(matches!(full, Err(Error::Full(_))), "{full:?}");
         store.put("b", put("a", 700, None)).await.unwrap();
         store.delete("b", "a").await.unwrap();
         store.put("b", put("c", 800, None)).await.unwrap();

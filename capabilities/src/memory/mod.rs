@@ -38,6 +38,15 @@ impl Memory {
         }
     }
 
+    fn store(&self, ask: &Ask<'_>, limits: keyvalue::Limits) -> Result<keyvalue::Store, OpenError> {
+        Ok(keyvalue::Store {
+            buckets: self.buckets.clone(),
+            scope: ask.scope()?,
+            create: ask.settings.boolean("create")?.unwrap_or(true),
+            limits,
+        })
+    }
+
     /// How many messages were dropped because their subscriber did not keep up.
     pub fn messages_dropped(&self) -> u64 {
         self.bus.dropped()
@@ -50,13 +59,11 @@ impl Plugin for Memory {
         "memory"
     }
 
-    /// Reads the settings `shared` and `create`.
+    /// Reads the settings `shared`, `create`, `ttl`, `max_bytes` (of one bucket: keys, values and 64 bytes for
+    /// each) and `max_value_bytes`, which hold for what is written through the entry.
     async fn keyvalue(&self, ask: &Ask<'_>) -> Result<Arc<dyn KeyValueStore>, OpenError> {
-        Ok(Arc::new(keyvalue::Store {
-            buckets: self.buckets.clone(),
-            scope: ask.scope()?,
-            create: ask.settings.boolean("create")?.unwrap_or(true),
-        }))
+        let limits = keyvalue::Limits::read(&ask.settings)?;
+        Ok(Arc::new(self.store(ask, limits)?))
     }
 
     /// Reads the settings `shared`, `create` and `max_object_bytes`.
@@ -72,7 +79,7 @@ impl Plugin for Memory {
     /// Reads the settings `bucket`, `shared` and `create`.
     async fn config(&self, ask: &Ask<'_>) -> Result<Arc<dyn ConfigSource>, OpenError> {
         let bucket = ask.settings.required("bucket", "the name of a bucket")?;
-        let store = self.keyvalue(ask).await?;
+        let store = Arc::new(self.store(ask, keyvalue::Limits::NONE)?);
         let opened = store.open(bucket).await;
         opened.map_err(|error| OpenError::Storage(error.into()))?;
         Ok(Arc::new(config::Bucket {

@@ -6,6 +6,7 @@ mod http;
 mod messaging;
 mod messaging_p3;
 mod service;
+mod watcher;
 
 pub use http::GuestBody;
 

@@ -25,12 +25,14 @@ mod limits;
 mod manifests;
 mod messaging;
 mod named;
+mod packages;
 mod permissions;
 mod postgres;
 mod profiles;
 mod replace;
 mod secrets;
 mod sql;
+mod watchers;
 
 /// The virtual host of most workloads here.
 const HOST: &str = "app.test";

@@ -1,4 +1,4 @@
-//! `wasi:keyvalue` and `wasi:blobstore` on Postgres.
+//! `wasi:keyvalue`, `wasi:blobstore` and `wasi:config` on Postgres.
 
 use std::collections::BTreeSet;
 
@@ -201,4 +201,46 @@ async fn what_postgres_does_not_serve_is_refused() -> Result<()> {
         "{status:?}"
     );
     Ok(())
+}
+
+/// What is written into the bucket is read by the next call, by warm instances, too; a killed server leaves what
+/// was there last.
+#[tokio::test]
+async fn configuration_is_live() -> Result<()> {
+    let (fleet, mut server) = tokio::try_join!(Fleet::start(), PostgresServer::start())?;
+    let host = serving(&fleet, &server, "kv", STORE, "default").await?;
+    let image = fleet.push("config-reader").await?;
+    let entry = [BACKEND, ("bucket", "app"), ("both", "entry"), ("own", "1")];
+    for (id, fields) in [("fresh", json!({})), ("warm", json!({ "poolSize": 1 }))] {
+        let reader = Workload::new(id).component("app", &image, fields).http(id);
+        let reader = reader.interface("wasi:config/store@0.2.0-rc.1", &entry);
+        host.run_well(&reader).await?;
+    }
+    let seen = async |value: &str| {
+        for id in ["fresh", "warm"] {
+            until(SOON, &format!("{value:?} is seen"), async || {
+                let reply = send(host.http_port(), id, Method::GET, "/", String::new()).await;
+                let wanted = format!("both={value}\nown=1\n");
+                reply.ok().filter(|reply| reply.body == wanted)
+            })
+            .await?;
+        }
+        anyhow::Ok(())
+    };
+    seen("entry").await?;
+    for round in 0..2 {
+        let (before, after) = (format!("before {round}"), format!("after {round}"));
+        done(&host, Method::PUT, "/app/both", &before).await?;
+        seen(&before).await?;
+        server.kill();
+        seen(&before).await?;
+        server.restart().await?;
+        until(SOON, "a value is written", async || {
+            done(&host, Method::PUT, "/app/both", &after).await.ok()
+        })
+        .await?;
+        seen(&after).await?;
+    }
+    done(&host, Method::DELETE, "/app/both", "").await?;
+    seen("entry").await
 }

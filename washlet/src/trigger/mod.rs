@@ -4,6 +4,7 @@ pub(crate) mod driven;
 pub(crate) mod guest;
 pub mod http;
 pub(crate) mod messaging;
+pub(crate) mod watcher;
 
 use async_trait::async_trait;
 use capabilities::BoxError;
@@ -67,7 +68,7 @@ fn drives(trigger: &dyn Trigger, name: &WitName) -> bool {
     trigger.drives().iter().any(|served| served.serves(name))
 }
 
-/// What HTTP and messages drive.
+/// What HTTP, messages and changes of keys drive.
 const BUILT_IN: &[Served] = &[
     Served {
         namespace: "wasi",
@@ -80,6 +81,12 @@ const BUILT_IN: &[Served] = &[
         package: "http",
         interfaces: &["handler"],
         version: "0.3.0",
+    },
+    Served {
+        namespace: "wasi",
+        package: "keyvalue",
+        interfaces: &["watcher"],
+        version: "0.2.0-draft",
     },
     Served {
         namespace: "wasmcloud",

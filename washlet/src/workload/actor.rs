@@ -26,6 +26,7 @@ use crate::trigger::driven::{Admission, Driven, Guard};
 use crate::trigger::guest::Guest;
 use crate::trigger::http::Attachment;
 use crate::trigger::messaging::{self, Delivering};
+use crate::trigger::watcher::{self, Watched, Watching};
 use crate::trigger::{self, Trigger};
 
 /// What others may know of a workload's components while it runs.
@@ -215,6 +216,19 @@ impl Actor {
             if runnable.handles_messages() && !spec.subscriptions.subjects.is_empty() {
                 self.subscribe(runnable, spec, in_flight, messages).await?;
             }
+            if runnable.watches_keys() {
+                self.watch(runnable, spec, in_flight, messages).await?;
+            }
+        }
+        let watched = self
+            .spec
+            .interfaces
+            .iter()
+            .find(|entry| entry.watched().next().is_some());
+        if let (Some(entry), false) = (watched, runnables.iter().any(Runnable::watches_keys)) {
+            return Err(format!(
+                "'{entry}' has buckets to watch, but no component exports wasi:keyvalue/watcher; remove its config key 'watch'"
+            ));
         }
         let mut triggers = Vec::new();
         for entry in self.spec.interfaces.iter() {
@@ -292,6 +306,60 @@ impl Actor {
         Admission::new(component, &self.shared.messages)
     }
 
+    /// How a plugin is asked for what `entry` declares; `elsewhere` are the config keys that others read.
+    fn ask<'a>(
+        &'a self,
+        spec: &'a ComponentSpec,
+        entry: &'a WitInterface,
+        elsewhere: &[&'static str],
+    ) -> Ask<'a> {
+        Ask {
+            namespace: &self.spec.namespace,
+            workload: &self.spec.name,
+            component: &spec.name,
+            flat_names: self.shared.engine.config().flat_names,
+            settings: Settings::new(&entry.config).also_known(elsewhere),
+        }
+    }
+
+    /// Lets the component be told of changes in the buckets that entries name.
+    async fn watch(
+        &self,
+        runnable: &Runnable,
+        spec: &ComponentSpec,
+        in_flight: &InFlight,
+        messages: &Drain,
+    ) -> Result<(), String> {
+        let mut watched = Vec::new();
+        for entry in self.spec.interfaces.iter() {
+            if entry.watched().next().is_none() {
+                continue;
+            }
+            let ask = self.ask(spec, entry, &["bucket", "watch"]);
+            let plugins = self.shared.engine.plugins();
+            let store = async { plugins.select(&ask.settings)?.keyvalue(&ask).await };
+            let store = store.await.map_err(|error| {
+                failed(
+                    spec,
+                    &error,
+                    &format!("failed to open keyvalue for '{entry}'"),
+                )
+            })?;
+            watched.extend(entry.watched().map(|bucket| Watched {
+                store: Arc::clone(&store),
+                bucket: bucket.to_owned(),
+            }));
+        }
+        let watching = Watching {
+            target: runnable.clone(),
+            host: Arc::clone(&self.shared.messages),
+            in_flight: in_flight.clone(),
+        };
+        watcher::attach(watching, watched, messages)
+            .await
+            .map_err(|(what, error)| failed(spec, &error, &what))
+    }
+
     async fn subscribe(
         &self,
         runnable: &Runnable,
@@ -305,17 +373,9 @@ impl Actor {
             .iter()
             .find(|entry| entry.is_plain("wasmcloud", "messaging"));
         let Some(entry) = entry else { return Ok(()) };
-        let failed = |error: &dyn std::error::Error, what: String| {
-            let chain = what + ": " + &error.to_string();
-            format!("component '{}': {chain}", spec.name)
-        };
-        let ask = Ask {
-            namespace: &self.spec.namespace,
-            workload: &self.spec.name,
-            component: &spec.name,
-            flat_names: self.shared.engine.config().flat_names,
-            settings: Settings::new(&entry.config).also_known(engine::SUBSCRIPTION_KEYS),
-        };
+        let failed =
+            |error: &(dyn std::error::Error + 'static), what: String| failed(spec, error, &what);
+        let ask = self.ask(spec, entry, engine::SUBSCRIPTION_KEYS);
         let plugins = self.shared.engine.plugins();
         let bus = async {
             let bus = plugins.select(&ask.settings)?.messaging(&ask).await?;
@@ -353,6 +413,10 @@ impl Actor {
             tracing::warn!(id = %self.spec.id, %overdue, "messages are still being handled");
         }
     }
+}
+
+fn failed(spec: &ComponentSpec, error: &(dyn std::error::Error + 'static), what: &str) -> String {
+    format!("component '{}': {what}: {}", spec.name, report(error))
 }
 
 /// Calls into one workload, which a stop waits for, and cuts when that takes too long; and what came of them.

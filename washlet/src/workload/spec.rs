@@ -236,6 +236,16 @@ fn interfaces(
                 "components are called through the entry without a name; leave the name out",
             );
         }
+        let is_watcher = |one: &String| one == "watcher";
+        if interface.package == "keyvalue"
+            && interface.interfaces.iter().any(is_watcher)
+            && interface.watched().next().is_none()
+        {
+            return refused(
+                format!("{path}.config.watch"),
+                "must name the buckets whose changes are told, separated by commas",
+            );
+        }
         let twin = |other: &WitInterface| {
             other.namespace == interface.namespace
                 && other.package == interface.package

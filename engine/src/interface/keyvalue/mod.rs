@@ -1,7 +1,8 @@
 //! Key-value: what a bucket means, once, whatever the WIT package and the storage.
 
-mod p2;
+pub(crate) mod p2;
 mod p3;
+pub(crate) mod watcher;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -88,9 +89,11 @@ impl Stores {
     async fn open_all(imports: &[Import], need: &Need<'_>) -> Result<Self, InterfaceError> {
         let mut stores = Self::default();
         for entry in need.entries(imports) {
-            let elsewhere: &[&str] = match entry.name.is_empty() {
-                true => &[],
-                false => &["bucket"],
+            let elsewhere: &[&str] = match (entry.name.is_empty(), entry.namespace == "wasi") {
+                (true, true) => &["watch"],
+                (true, false) => &[],
+                (false, true) => &["bucket", "watch"],
+                (false, false) => &["bucket"],
             };
             let store = need
                 .open("keyvalue", entry, elsewhere, |plugin, ask| async move {
@@ -168,12 +171,15 @@ pub(crate) enum Swapped {
 }
 
 impl Bucket {
+    /// One that is known to be there.
+    pub(crate) fn new(store: Arc<dyn KeyValueStore>, name: &str) -> Self {
+        let name = name.into();
+        Self { store, name }
+    }
+
     async fn open(store: &Arc<dyn KeyValueStore>, name: &str) -> Result<Self, Error> {
         store.open(name).await?;
-        Ok(Self {
-            store: Arc::clone(store),
-            name: name.into(),
-        })
+        Ok(Self::new(Arc::clone(store), name))
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {

@@ -14,7 +14,7 @@ use bindings::named_imports::wasi::keyvalue::store as routed;
 use bindings::wasi::keyvalue::store::{Error, KeyResponse};
 use bindings::wasi::keyvalue::{atomics, batch};
 
-mod bindings {
+pub(crate) mod bindings {
     wasmtime::component::bindgen!({
         path: "../wit/keyvalue",
         world: "wasi:keyvalue/imports",
@@ -37,6 +37,15 @@ pub struct Open {
     bucket: Bucket,
     /// Position → the last key before it. The WIT's cursor is a number; the storages' is a key.
     cursors: VecDeque<(u64, String)>,
+}
+
+impl Open {
+    pub(crate) fn new(bucket: Bucket) -> Self {
+        Self {
+            bucket,
+            cursors: VecDeque::new(),
+        }
+    }
 }
 
 /// The fewest things an interface needs of a store.
@@ -88,10 +97,7 @@ impl View<'_> {
 impl routed::Host for View<'_> {
     async fn open(&mut self, stores: Route, identifier: String) -> Wit<Resource<Open>> {
         match stores.open(&identifier).await {
-            Ok(bucket) => Ok(Ok(self.0.push(Open {
-                bucket,
-                cursors: VecDeque::new(),
-            })?)),
+            Ok(bucket) => Ok(Ok(self.0.push(Open::new(bucket))?)),
             Err(error) => Ok(Err(error.into())),
         }
     }

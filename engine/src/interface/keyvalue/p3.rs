@@ -75,7 +75,7 @@ impl From<keyvalue::Error> for Error {
             keyvalue::Error::InvalidArgument(_) => Self::InvalidArgument,
             keyvalue::Error::Timeout(_) => Self::Timeout,
             keyvalue::Error::Unavailable(_) => Self::StoreUnavailable,
-            keyvalue::Error::TooLarge { .. } => Self::QuotaExceeded,
+            keyvalue::Error::TooLarge { .. } | keyvalue::Error::Full(_) => Self::QuotaExceeded,
             error => Self::Other(report(&error)),
         }
     }
