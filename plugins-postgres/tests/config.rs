@@ -29,7 +29,7 @@ struct App {
 impl App {
     async fn start() -> Self {
         let server = PostgresServer::start().await.unwrap();
-        let plugin = Postgres::new(&Dsn::parse(&server.url()).unwrap());
+        let plugin = Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()));
         Self { server, plugin }
     }
 
@@ -151,7 +151,7 @@ async fn what_was_being_written_is_seen_when_it_is_there() {
     let mut writing = pool.begin().await.unwrap();
     let write = sqlx::AssertSqlSafe(set("key", "after"));
     sqlx::raw_sql(write).execute(&mut *writing).await.unwrap();
-    let plugin = Postgres::new(&Dsn::parse(&app.server.url()).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&app.server.url()).unwrap()));
     let test = async {
         let source = source(&plugin).await.unwrap();
         stays(&source, "before", SOON).await;
@@ -173,7 +173,7 @@ async fn a_killed_server_leaves_what_was_there_and_is_followed_when_it_is_back()
         let before = format!("before {round}");
         let (App { server, plugin }, after) = (&mut app, format!("after {round}"));
         // The first time the host follows; then it is another one, since each is run once.
-        *plugin = Postgres::new(&Dsn::parse(&server.url()).unwrap());
+        *plugin = Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()));
         let test = async {
             let source = source(plugin).await.unwrap();
             sql(server, &set("key", &before)).await.unwrap();
@@ -196,7 +196,7 @@ async fn a_server_that_hangs_is_followed_when_it_goes_on() {
     let app = App::start().await;
     let proxy = Proxy::start(&app.server.address()).await.unwrap();
     let url = format!("postgres://guest:{PASSWORD}@{}/fleet", proxy.address());
-    let plugin = Postgres::new(&Dsn::parse(&url).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&url).unwrap()));
     let test = async {
         let source = source(&plugin).await.unwrap();
         app.set("key", "before").await;
@@ -220,7 +220,7 @@ async fn a_watch_goes_on_where_it_was() {
     let app = App::start().await;
     let proxy = Proxy::start(&app.server.address()).await.unwrap();
     let url = format!("postgres://guest:{PASSWORD}@{}/fleet", proxy.address());
-    let plugin = Postgres::new(&Dsn::parse(&url).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&url).unwrap()));
     let settings = BTreeMap::new();
     let store = plugin.keyvalue(&ask(&settings)).await.unwrap();
     store.open("app").await.unwrap();
