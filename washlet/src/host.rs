@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::artifact::Artifacts;
 use crate::config::{Identity, Limits};
 use crate::drain::Drain;
-use crate::health::Health;
+use crate::health::{Came, Health, Messages};
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
 use crate::node::Node;
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) any_host: bool,
     /// Turns for messages of the whole host.
     pub(crate) messages: Arc<Semaphore>,
+    /// What messages came to.
+    pub(crate) came: Messages,
     /// Owns the tasks that call guests.
     pub(crate) guests: Drain,
     /// Components of the workloads that run, so that a heartbeat need not look at each.
@@ -193,6 +195,7 @@ impl Host {
             artifacts: parts.artifacts,
             routes: parts.routes,
             messages: Arc::new(Semaphore::new(parts.limits.messages_per_host)),
+            came: Messages::default(),
             limits: parts.limits,
             any_host: parts.any_host,
             guests: parts.guests,
@@ -711,6 +714,18 @@ impl Host {
             in_flight: entry.in_flight.clone(),
         });
         busy.collect()
+    }
+
+    /// How many messages came to this.
+    pub(crate) fn messages(&self, came: Came) -> u64 {
+        self.0.shared.came.count(came)
+    }
+
+    /// Turns for messages that are taken, and all there are.
+    pub(crate) fn message_turns(&self) -> (usize, usize) {
+        let all = self.0.shared.limits.messages_per_host;
+        let free = self.0.shared.messages.available_permits();
+        (all.saturating_sub(free), all)
     }
 
     /// How full the journal is; `None` without one.

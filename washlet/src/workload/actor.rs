@@ -8,7 +8,7 @@ use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -19,7 +19,7 @@ use super::State;
 use super::spec::{ComponentSpec, WorkloadSpec};
 use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
-use crate::health::{self, Answered, CLASSES};
+use crate::health::{self, Answered, CLASSES, Came, Messages};
 use crate::host::{Shared, Turn};
 use crate::trigger::guest::Guest;
 use crate::trigger::http::Attachment;
@@ -247,8 +247,8 @@ impl Actor {
             .iter()
             .find(|entry| entry.is_plain("wasmcloud", "messaging"));
         let Some(entry) = entry else { return Ok(()) };
-        let failed = |error: &dyn std::error::Error, what: String| {
-            let chain = what + ": " + &error.to_string();
+        let failed = |error: &(dyn std::error::Error + 'static), what: String| {
+            let chain = what + ": " + &report(error);
             format!("component '{}': {chain}", spec.name)
         };
         let ask = Ask {
@@ -276,9 +276,8 @@ impl Actor {
             target: runnable.clone(),
             subscriptions: spec.subscriptions.clone(),
             component: Arc::new(Semaphore::new(turns.min(limits.messages_per_component))),
-            host: Arc::clone(&self.shared.messages),
+            shared: Arc::clone(&self.shared),
             in_flight: in_flight.clone(),
-            shed: Arc::new(AtomicU64::new(0)),
         };
         messaging::attach(&*bus, delivering, messages)
             .await
@@ -308,6 +307,7 @@ struct Calls {
     tracker: TaskTracker,
     cut: CancellationToken,
     answered: Answered,
+    messages: Messages,
 }
 
 impl Default for InFlight {
@@ -373,6 +373,16 @@ impl InFlight {
     /// Responses to HTTP requests so far, by class.
     pub(crate) fn responses(&self) -> [u64; CLASSES] {
         health::sum(self.0.iter().map(|calls| &calls.answered))
+    }
+
+    /// A message `came` to this.
+    pub(crate) fn message(&self, came: Came) {
+        self.0.here().messages.add(came);
+    }
+
+    /// How many messages came to this so far.
+    pub(crate) fn messages(&self, came: Came) -> u64 {
+        self.0.iter().map(|calls| calls.messages.count(came)).sum()
     }
 
     /// Waits for every call; after `grace` cuts the rest and says `false`.
