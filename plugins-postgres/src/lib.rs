@@ -1,4 +1,5 @@
-//! The capability traits over PostgreSQL 12 or newer: key-value and blobs in tables of the schema `washlet`.
+//! The capability traits over PostgreSQL 12 or newer: key-value, blobs and messages in tables of the schema
+//! `washlet`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -11,6 +12,8 @@
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `garbage` | deletes contents that are nobody's |
 //! | `listing` | sorted pages, for both |
+//! | `messaging` | `MessageBus`: a copy of a message for each group; who wakes whom |
+//! | `queue` | claims and settles the messages of a group |
 //!
 //! Invariant: every statement ends within a time limit, and each is a transaction of its own: none stays
 //! open while a guest is waited for.
@@ -18,7 +21,7 @@
 use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::keyvalue::KeyValueStore;
-use capabilities::messaging::MessageBus;
+use capabilities::messaging::{MessageBus, durable};
 use capabilities::plugin::{Ask, OpenError, Plugin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +33,9 @@ mod dsn;
 mod garbage;
 mod keyvalue;
 mod listing;
+mod messaging;
 mod pool;
+mod queue;
 mod schema;
 mod upload;
 
@@ -39,10 +44,11 @@ pub use dsn::{Dsn, DsnError};
 /// How long one statement may take, and how long one waits for a connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value and blobs in one database.
+/// Key-value, blobs and messages in one database.
 pub struct Postgres {
     database: Arc<database::Database>,
     garbage: Arc<garbage::Garbage>,
+    bells: Arc<messaging::Bells>,
 }
 
 impl Postgres {
@@ -50,7 +56,12 @@ impl Postgres {
     pub fn new(dsn: &Dsn) -> Self {
         let database = Arc::new(database::Database::new(dsn));
         let garbage = Arc::new(garbage::Garbage::new(database.clone()));
-        Self { database, garbage }
+        let bells = Arc::new(messaging::Bells::new(database.clone()));
+        Self {
+            database,
+            garbage,
+            bells,
+        }
     }
 }
 
@@ -82,8 +93,20 @@ impl Plugin for Postgres {
         )))
     }
 
-    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
-        Err(OpenError::NotOffered("messaging; 'nats' and 'memory' do"))
+    /// Reads the settings `shared`, and `delivery`, which can only be `durable`.
+    async fn messaging(&self, ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        if durable::delivery(&ask.settings)? == Some(false) {
+            return Err(OpenError::NotOffered(
+                "transient delivery; 'nats' and 'memory' do",
+            ));
+        }
+        let (database, bells) = (self.database.clone(), self.bells.clone());
+        let scope = ask.scope()?;
+        Ok(Arc::new(messaging::Bus::new(database, bells, &scope)))
+    }
+
+    async fn run(&self) {
+        self.bells.run().await;
     }
 
     async fn close(&self) {

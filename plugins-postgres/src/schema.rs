@@ -5,7 +5,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use crate::database::{Error, Result};
 
 /// What makes each version of the schema out of the one before. Stored data fixes them: only append.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Held while the schema is changed, by one host at a time.
 const LOCK: i64 = i64::from_be_bytes(*b"washlet\0");
