@@ -1,15 +1,19 @@
 //! Messages by subject.
 //!
 //! Subjects are those of NATS: tokens joined by `.`; a subscription may use `*` for one token and `>` for
-//! the rest.
+//! the rest. [`durable`] is about deliveries that come again until they are settled.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::Stream;
+use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
 use crate::BoxError;
+pub use durable::{Fate, Group, Redelivery};
+
+pub mod durable;
 
 /// A message bus.
 #[async_trait]
@@ -36,6 +40,19 @@ pub trait MessageBus: Send + Sync + 'static {
     ///
     /// Errors: [`Error::InvalidSubject`], [`Error::InvalidGroup`].
     async fn subscribe(&self, subject: &str, group: Option<&str>) -> Result<Subscription>;
+
+    /// As one more member of `group`, messages that it has not settled yet; when this returns, the bus knows
+    /// the group.
+    ///
+    /// Shape: a message is fetched when the subscription is polled, so that none waits here meanwhile; it
+    /// goes on when the bus was away. Dropping it ends the membership, not the group.
+    ///
+    /// Errors: those of [`Group::check`]; [`Error::Setup`]; [`Error::Unsupported`] unless
+    /// [`durable`](Offers::durable).
+    async fn consume(&self, group: &Group) -> Result<Subscription> {
+        let _ = group;
+        Err(Error::Unsupported("durable delivery"))
+    }
 }
 
 /// Which kinds of delivery a bus has.
@@ -45,8 +62,24 @@ pub struct Offers {
     pub broadcast: bool,
     /// [`MessageBus::request`].
     pub request: bool,
-    /// Deliveries that come again until they are settled.
+    /// [`MessageBus::consume`], and that alone: there is no [`subscribe`](MessageBus::subscribe).
     pub durable: bool,
+}
+
+impl Offers {
+    /// At most once, to whoever listens.
+    pub const TRANSIENT: Self = Self {
+        broadcast: true,
+        request: true,
+        durable: false,
+    };
+
+    /// To groups, until it is settled.
+    pub const DURABLE: Self = Self {
+        broadcast: false,
+        request: false,
+        durable: true,
+    };
 }
 
 /// A stream of deliveries; dropping it unsubscribes.
@@ -81,18 +114,37 @@ pub struct Settle(Option<Box<dyn Settlement>>);
 #[async_trait]
 pub trait Settlement: Send + Sync {
     /// Carries out `outcome`.
-    async fn settle(self: Box<Self>, outcome: Outcome) -> Result<()>;
+    async fn settle(self: Box<Self>, outcome: Outcome) -> Result<Settled>;
+
+    /// Says that the message is still being handled. It is tried again if it fails.
+    async fn renew(&self);
+
+    /// How often that must be said.
+    fn renew_every(&self) -> Duration;
 }
 
 /// What came of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Done.
     Ack,
-    /// Deliver again, after a delay if one is given.
-    Retry(Option<Duration>),
-    /// Never deliver again: dead letter.
-    Reject,
+    /// It was not handled, for this reason: deliver it again, until it was delivered too often.
+    Retry(String),
+    /// It never will be handled, for this reason: dead letter.
+    Reject(String),
+    /// It was not tried: deliver it again at once.
+    Release,
+}
+
+/// What a bus has done with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is gone.
+    Done,
+    /// It will come again.
+    Again,
+    /// It is a dead letter now.
+    Dead,
 }
 
 impl Settle {
@@ -106,14 +158,32 @@ impl Settle {
         Self(Some(Box::new(settlement)))
     }
 
+    /// What `work` comes to; meanwhile the bus is told that the message is being handled.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let Some(settlement) = &self.0 else {
+            return work.await;
+        };
+        let renewing = async {
+            loop {
+                tokio::time::sleep(settlement.renew_every()).await;
+                settlement.renew().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = renewing => never,
+        }
+    }
+
     /// Tells the bus `outcome`.
     ///
     /// # Errors
     /// Those of the bus; the message is then delivered again.
-    pub async fn settle(mut self, outcome: Outcome) -> Result<()> {
+    pub async fn settle(mut self, outcome: Outcome) -> Result<Settled> {
         match self.0.take() {
             Some(settlement) => settlement.settle(outcome).await,
-            None => Ok(()),
+            None => Ok(Settled::Done),
         }
     }
 }
@@ -153,6 +223,12 @@ pub enum Error {
     /// The broker cannot be reached; trying again may help.
     #[error("broker unavailable")]
     Unavailable(#[source] BoxError),
+    /// What was asked for does not fit what the broker has; the text says what to change.
+    #[error("{0}")]
+    Setup(String),
+    /// The message was given to another member before it was settled.
+    #[error("the message was delivered again before it was settled")]
+    Lost,
     /// The bus has no such function.
     #[error("{0} is not supported by this bus")]
     Unsupported(&'static str),
@@ -217,13 +293,14 @@ pub fn may_hear(filter: &str) -> bool {
     }
 }
 
-/// Whether a message on `subject` belongs to a subscription to `filter`.
+/// Whether a message on `subject` belongs to a subscription to `filter`; of another filter, whether all its
+/// messages do.
 pub fn matches(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for wanted in filter.split('.') {
         match (wanted, tokens.next()) {
             (">", Some(_)) => return true,
-            ("*", Some(_)) => {}
+            ("*", Some(token)) if token != ">" => {}
             (wanted, Some(token)) if wanted == token => {}
             _ => return false,
         }

@@ -10,7 +10,7 @@ use async_nats::jetstream::stream::{
 };
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, StatusCode};
-use capabilities::{BoxError, blobstore, keyvalue};
+use capabilities::{BoxError, blobstore, keyvalue, messaging};
 use std::future::Future;
 
 use crate::OPERATION_TIMEOUT;
@@ -49,6 +49,17 @@ impl From<Error> for blobstore::Error {
             Error::Timeout => Self::Timeout(OPERATION_TIMEOUT),
             Error::Unavailable(source) => Self::Unavailable(source),
             Error::NoStream => Self::NoSuchContainer(String::new()),
+            Error::Refused(source) => Self::Internal(source),
+        }
+    }
+}
+
+impl From<Error> for messaging::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Timeout => Self::Timeout(OPERATION_TIMEOUT),
+            Error::Unavailable(source) => Self::Unavailable(source),
+            error @ Error::NoStream => Self::Unavailable(error.into()),
             Error::Refused(source) => Self::Internal(source),
         }
     }

@@ -1,5 +1,5 @@
 //! The capability traits over NATS: key-value, live configuration and blobs in JetStream, messages on core
-//! NATS.
+//! NATS or, durable, in JetStream.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -15,7 +15,9 @@
 //! | `upload`, `download` | write and read one object, bounded in memory |
 //! | `blobstore` | `BlobStore` on these |
 //! | `listing` | sorted pages, for both |
-//! | `messaging` | `MessageBus` |
+//! | `messaging` | `MessageBus` on core NATS |
+//! | `durable` | `MessageBus` whose messages a stream keeps |
+//! | `group` | fetches a group's messages through one durable consumer, and settles them |
 //!
 //! Invariant: every operation ends within a time limit; one that waits for contention to pass ends when
 //! its caller does.
@@ -25,7 +27,7 @@ use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::config::ConfigSource;
 use capabilities::keyvalue::{KeyValueStore, value_bytes_max};
-use capabilities::messaging::MessageBus;
+use capabilities::messaging::{MessageBus, durable as kept};
 use capabilities::names;
 use capabilities::plugin::{Ask, OpenError, Plugin};
 use futures::StreamExt;
@@ -39,7 +41,9 @@ mod config;
 mod container;
 mod counter;
 mod download;
+mod durable;
 mod exchange;
+mod group;
 mod keyvalue;
 mod listing;
 mod messaging;
@@ -130,8 +134,14 @@ impl Plugin for Nats {
         }
     }
 
-    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
-        Ok(Arc::new(messaging::Bus::new(self.client.clone())))
+    /// Reads the setting `delivery`; with `durable` also `stream`, `shared`, `create`, and those a new stream is
+    /// made with: `stream_subjects`, and `replicas`, `ttl`, `max_bytes` and `storage` as for buckets.
+    async fn messaging(&self, ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        let core = messaging::Bus::new(self.client.clone());
+        Ok(match kept::delivery(&ask.settings)? {
+            Some(true) => Arc::new(durable::Bus::open(core, self.client.clone(), ask)?),
+            _ => Arc::new(core),
+        })
     }
 
     async fn run(&self) {

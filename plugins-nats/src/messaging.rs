@@ -26,7 +26,8 @@ impl Bus {
         Self { client }
     }
 
-    fn check(&self, subject: &str, message: &Message) -> Result<()> {
+    /// Whether `message` can be sent to `subject`.
+    pub(crate) fn check(&self, subject: &str, message: &Message) -> Result<()> {
         if !is_subject(subject) {
             return Err(Error::InvalidSubject(subject.to_owned()));
         }
@@ -81,25 +82,17 @@ impl Bus {
 #[async_trait]
 impl MessageBus for Bus {
     fn offers(&self) -> Offers {
-        Offers {
-            broadcast: true,
-            request: true,
-            durable: false,
-        }
+        Offers::TRANSIENT
     }
 
     async fn publish(&self, message: Message) -> Result<()> {
         self.check(&message.subject, &message)?;
+        check_reply(&message)?;
         let Message {
             subject,
             body,
             reply_to,
-        } = match &message.reply_to {
-            Some(reply_to) if !is_subject(reply_to) => {
-                return Err(Error::InvalidSubject(reply_to.clone()));
-            }
-            _ => message,
-        };
+        } = message;
         let bytes = body.len();
         self.limited(async {
             let sent = match reply_to {
@@ -179,6 +172,14 @@ impl MessageBus for Bus {
                     settle: Settle::none(),
                 }),
         ))
+    }
+}
+
+/// Whether an answer to `message` could be sent, if one is asked for.
+pub(crate) fn check_reply(message: &Message) -> Result<()> {
+    match &message.reply_to {
+        Some(reply_to) if !is_subject(reply_to) => Err(Error::InvalidSubject(reply_to.clone())),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One database: its schema, its statements and their errors.
 
-use capabilities::{BoxError, blobstore, keyvalue};
+use capabilities::{BoxError, blobstore, keyvalue, messaging};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use std::sync::Arc;
@@ -150,6 +150,17 @@ impl From<Error> for blobstore::Error {
             Error::Unavailable(source) => Self::Unavailable(source),
             Error::Internal(source) => Self::Internal(source),
             error @ (Error::NoReference | Error::OutOfRange) => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<Error> for messaging::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::AccessDenied => Self::AccessDenied,
+            Error::Timeout(limit) => Self::Timeout(limit),
+            Error::Unavailable(source) => Self::Unavailable(source),
+            error => Self::Internal(error.into()),
         }
     }
 }

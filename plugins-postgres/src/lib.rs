@@ -1,5 +1,5 @@
-//! The capability traits over PostgreSQL 12 or newer: key-value, live configuration and blobs in tables of the
-//! schema `washlet`, and databases that workloads name themselves.
+//! The capability traits over PostgreSQL 12 or newer: key-value, live configuration, blobs and messages in tables of
+//! the schema `washlet`, and databases that workloads name themselves.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -15,6 +15,8 @@
 //! | `garbage` | deletes contents that are nobody's |
 //! | `listing` | sorted pages, for both |
 //! | `sql` | `SqlDatabase`: databases of workloads, over a client of its own |
+//! | `messaging` | `MessageBus`: a copy of a message for each group; who wakes whom |
+//! | `queue` | claims and settles the messages of a group |
 //!
 //! Invariant of the host's own database: every statement ends within a time limit, and each is a transaction of its own: none stays
 //! open while a guest is waited for.
@@ -23,7 +25,7 @@ use async_trait::async_trait;
 use capabilities::blobstore::{self as blobs, BlobStore};
 use capabilities::config::ConfigSource;
 use capabilities::keyvalue::KeyValueStore;
-use capabilities::messaging::MessageBus;
+use capabilities::messaging::{MessageBus, durable};
 use capabilities::plugin::{Ask, OpenError, Plugin};
 use capabilities::sql::SqlDatabase;
 use std::sync::Arc;
@@ -37,7 +39,9 @@ mod dsn;
 mod garbage;
 mod keyvalue;
 mod listing;
+mod messaging;
 mod pool;
+mod queue;
 mod schema;
 mod sql;
 mod upload;
@@ -48,7 +52,8 @@ pub use dsn::{Dsn, DsnError};
 /// How long one statement may take, and how long one waits for a connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Key-value, live configuration and blobs in the host's database, if it has one, and databases of workloads.
+/// Key-value, live configuration, blobs and messages in the host's database, if it has one, and databases of
+/// workloads.
 pub struct Postgres {
     own: Option<Own>,
     databases: sql::Databases,
@@ -59,20 +64,20 @@ struct Own {
     database: Arc<database::Database>,
     live: config::Follower,
     garbage: Arc<garbage::Garbage>,
+    bells: Arc<messaging::Bells>,
 }
 
 impl Postgres {
-    /// With the database at `dsn` for key-value, live configuration and blobs, which is connected to when the first
-    /// call needs it; without one, workloads have the databases they name, and nothing else.
+    /// With the database at `dsn` for key-value, live configuration, blobs and messages, which is connected to when
+    /// the first call needs it; without one, workloads have the databases they name, and nothing else.
     pub fn new(dsn: Option<&Dsn>) -> Self {
         let own = dsn.map(|dsn| {
             let database = Arc::new(database::Database::new(dsn));
-            let live = config::Follower::new(database.clone());
-            let garbage = Arc::new(garbage::Garbage::new(database.clone()));
             Own {
+                live: config::Follower::new(database.clone()),
+                garbage: Arc::new(garbage::Garbage::new(database.clone())),
+                bells: Arc::new(messaging::Bells::new(database.clone())),
                 database,
-                live,
-                garbage,
             }
         });
         Self {
@@ -126,8 +131,17 @@ impl Plugin for Postgres {
         )))
     }
 
-    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
-        Err(OpenError::NotOffered("messaging; 'nats' and 'memory' do"))
+    /// Reads the settings `shared`, and `delivery`, which can only be `durable`.
+    async fn messaging(&self, ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        if durable::delivery(&ask.settings)? == Some(false) {
+            return Err(OpenError::NotOffered(
+                "transient delivery; 'nats' and 'memory' do",
+            ));
+        }
+        let own = self.own("messaging, unless the host has --postgres-url")?;
+        let (database, bells) = (own.database.clone(), own.bells.clone());
+        let scope = ask.scope()?;
+        Ok(Arc::new(messaging::Bus::new(database, bells, &scope)))
     }
 
     /// Reads the settings `url`, `user`, `password`, `database`, `ca`, `pool_size`, `wait_timeout`,
@@ -137,12 +151,12 @@ impl Plugin for Postgres {
     }
 
     async fn run(&self) {
-        let live = async {
+        let own = async {
             if let Some(own) = &self.own {
-                own.live.run().await;
+                tokio::join!(own.live.run(), own.bells.run());
             }
         };
-        tokio::join!(self.databases.run(), live);
+        tokio::join!(self.databases.run(), own);
     }
 
     async fn close(&self) {

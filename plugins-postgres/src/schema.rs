@@ -5,9 +5,10 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use crate::database::{Error, Result};
 
 /// What makes each version of the schema out of the one before. Stored data fixes them: only append.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("schema/1.sql"),
     include_str!("schema/followed.sql"),
+    include_str!("schema/messages.sql"),
 ];
 
 /// Held while the schema is changed, by one host at a time.

@@ -6,6 +6,7 @@
 )]
 
 use capabilities::contract;
+use capabilities::contract::durable::Power;
 use fleet::postgres::PostgresServer;
 use plugins_postgres::{Dsn, Postgres};
 use std::collections::BTreeMap;
@@ -42,10 +43,36 @@ async fn watches() {
 }
 
 #[tokio::test]
+async fn messaging() {
+    let server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    let settings = BTreeMap::new();
+    contract::durable::run(&plugin, &settings, &settings)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn config() {
     let server = PostgresServer::start().await.unwrap();
     let plugin = plugin(&server);
     contract::config::run(&plugin, &BTreeMap::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn messaging_goes_on_when_the_server_was_killed() {
+    let mut server = PostgresServer::start().await.unwrap();
+    let plugin = plugin(&server);
+    let cut = async |power| {
+        match power {
+            Power::Off => server.kill(),
+            Power::On => server.restart().await?,
+        }
+        Ok(())
+    };
+    contract::durable::survives(&plugin, &BTreeMap::new(), cut)
         .await
         .unwrap();
 }

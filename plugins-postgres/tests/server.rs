@@ -227,7 +227,7 @@ async fn settings_that_nothing_reads_are_refused() {
         Err(OpenError::Setting { key: "create", .. })
     ));
     let none = BTreeMap::new();
-    let refused = plugin.messaging(&ask(&none)).await.map(drop);
+    let refused = plugin.secrets(&ask(&none)).await.map(drop);
     assert!(matches!(refused, Err(OpenError::NotOffered(_))));
 }
 

@@ -28,7 +28,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::health::{CLASSES, Health};
+use crate::control::nats;
+use crate::health::{CLASSES, Came, Health};
 use crate::host::{Busy, Host};
 
 /// Connections at once; more wait in the kernel's backlog.
@@ -297,6 +298,7 @@ fn metrics(host: &Host, health: &Health) -> String {
         &answered,
     );
     per_workload(&mut page, &host.busy());
+    messages(&mut page, host);
     let engine = host.engine();
     let instances = engine.instances();
     page.gauge(
@@ -354,6 +356,33 @@ fn metrics(host: &Host, health: &Health) -> String {
     page.0
 }
 
+fn messages(page: &mut Page, host: &Host) {
+    let came = Came::ALL.map(|(name, came)| (name, host.messages(came)));
+    page.family(
+        "washlet_messages_total",
+        "counter",
+        "Messages by what they came to; with durable delivery one that failed comes again.",
+        "outcome",
+        &came,
+    );
+    let (taken, all) = host.message_turns();
+    page.gauge(
+        "washlet_messages_in_flight",
+        "Messages that components handle now.",
+        taken as u64,
+    );
+    page.gauge(
+        "washlet_messages_in_flight_max",
+        "Messages that components may handle at once; further ones wait.",
+        all as u64,
+    );
+    page.counter(
+        "washlet_nats_slow_consumers_total",
+        "Messages that were dropped because too many were waiting on a connection to NATS.",
+        nats::slow_consumers(),
+    );
+}
+
 /// What workloads are busy with: at most as many as a host holds, and of each only what has happened.
 fn per_workload(page: &mut Page, all: &[Busy]) {
     let counts: Vec<_> = all.iter().map(|busy| busy.in_flight.count()).collect();
@@ -375,6 +404,25 @@ fn per_workload(page: &mut Page, all: &[Busy]) {
         for (class, count) in CLASS_NAMES.into_iter().zip(busy.in_flight.responses()) {
             if count > 0 {
                 page.sample(name, &[namespace, workload, id, ("class", class)], count);
+            }
+        }
+    }
+    let name = "washlet_workload_messages_total";
+    page.head(
+        name,
+        "counter",
+        "Messages by workload and what they came to.",
+    );
+    for busy in all {
+        let [namespace, workload, id] = labels(busy);
+        for (outcome, came) in Came::ALL {
+            let count = busy.in_flight.messages(came);
+            if count > 0 {
+                page.sample(
+                    name,
+                    &[namespace, workload, id, ("outcome", outcome)],
+                    count,
+                );
             }
         }
     }

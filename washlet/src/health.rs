@@ -75,6 +75,46 @@ pub(crate) fn sum<'a>(parts: impl Iterator<Item = &'a Answered>) -> [u64; CLASSE
     sums
 }
 
+/// What a message came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// Its handler succeeded.
+    Handled,
+    /// Its handler did not; with durable delivery it comes again.
+    Failed,
+    /// It will not be delivered again, with durable delivery.
+    Dead,
+    /// It was not delivered, for want of a turn.
+    Dropped,
+}
+
+impl Came {
+    /// All of them, by the names that they are counted under.
+    pub(crate) const ALL: [(&'static str, Self); 4] = [
+        ("handled", Self::Handled),
+        ("failed", Self::Failed),
+        ("dead_letter", Self::Dead),
+        ("dropped", Self::Dropped),
+    ];
+}
+
+/// Messages by what they came to.
+#[derive(Default)]
+pub(crate) struct Messages([AtomicU64; Came::ALL.len()]);
+
+impl Messages {
+    pub(crate) fn add(&self, came: Came) {
+        if let Some(count) = self.0.get(came as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count(&self, came: Came) -> u64 {
+        let count = self.0.get(came as usize);
+        count.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
 /// What was counted since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {

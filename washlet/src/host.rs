@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::artifact::Artifacts;
 use crate::config::{Identity, Limits};
 use crate::drain::Drain;
-use crate::health::Health;
+use crate::health::{Came, Health, Messages};
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
 use crate::node::Node;
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) any_host: bool,
     /// Turns for messages, and for the calls of triggers, of the whole host.
     pub(crate) messages: Arc<Semaphore>,
+    /// What messages came to.
+    pub(crate) came: Messages,
     /// Owns the tasks that call guests.
     pub(crate) guests: Drain,
     /// Components of the workloads that run, so that a heartbeat need not look at each.
@@ -199,6 +201,7 @@ impl Host {
             routes: parts.routes,
             triggers: parts.triggers,
             messages: Arc::new(Semaphore::new(parts.limits.messages_per_host)),
+            came: Messages::default(),
             limits: parts.limits,
             any_host: parts.any_host,
             guests: parts.guests,
@@ -718,6 +721,18 @@ impl Host {
             in_flight: entry.in_flight.clone(),
         });
         busy.collect()
+    }
+
+    /// How many messages came to this.
+    pub(crate) fn messages(&self, came: Came) -> u64 {
+        self.0.shared.came.count(came)
+    }
+
+    /// Turns for messages that are taken, and all there are.
+    pub(crate) fn message_turns(&self) -> (usize, usize) {
+        let all = self.0.shared.limits.messages_per_host;
+        let free = self.0.shared.messages.available_permits();
+        (all.saturating_sub(free), all)
     }
 
     /// How full the journal is; `None` without one.

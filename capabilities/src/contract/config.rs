@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::{Case, Cases, Failed, ask, same, want};
+use super::{Case, Cases, Failed, ask, beside, same, want};
 use crate::BoxError;
 use crate::config::{ConfigSource, Error, SEEN_WITHIN};
 use crate::keyvalue::{Guard, KeyValueStore, Put};
@@ -20,15 +20,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// # Errors
 /// [`Failed`] names the cases that did.
 pub async fn run(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Result<(), Failed> {
-    let all = all(plugin, settings);
-    let running = async {
-        plugin.run().await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        all = all => all,
-        () = running => Ok(()),
-    }
+    beside(plugin, all(plugin, settings)).await
 }
 
 async fn all(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Result<(), Failed> {

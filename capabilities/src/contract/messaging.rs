@@ -1,4 +1,4 @@
-//! The cases of [`MessageBus`].
+//! The cases of a [`MessageBus`] without durable delivery.
 
 use bytes::Bytes;
 use futures::future::{FutureExt, join_all};
@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::{Case, Cases, Failed, ask, same, want};
 use crate::BoxError;
-use crate::messaging::{Error, Message, MessageBus, Outcome, Subscription};
+use crate::messaging::{
+    Error, Group, Message, MessageBus, Outcome, Redelivery, Settled, Subscription,
+};
 use crate::plugin::Plugin;
 
 /// How long a message may be under way.
@@ -47,6 +49,7 @@ pub async fn run(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Re
         groups_are_apart
         a_dropped_group_member_gets_nothing
         settling_is_harmless
+        durable_delivery_is_refused
     }
     if bus.offers().broadcast {
         run! {
@@ -332,17 +335,33 @@ async fn a_dropped_group_member_gets_nothing(subjects: &Subjects) -> Case {
 }
 
 async fn settling_is_harmless(subjects: &Subjects) -> Case {
-    if subjects.bus.offers().durable {
-        return Ok(());
-    }
     let mut inbox = subjects.alone("a").await?;
-    for outcome in [Outcome::Ack, Outcome::Retry(None), Outcome::Reject] {
+    let why = || "why".to_owned();
+    for outcome in [
+        Outcome::Ack,
+        Outcome::Retry(why()),
+        Outcome::Reject(why()),
+        Outcome::Release,
+    ] {
         subjects.publish("a", "body").await?;
         let delivery = inbox.0.next().await.ok_or("the subscription ended")?;
-        delivery.settle.settle(outcome).await?;
+        let done = delivery.settle.during(async { 7 }).await;
+        let settled = delivery.settle.settle(outcome).await?;
+        same!((done, settled), (7, Settled::Done));
     }
     subjects.publish("a", "end").await?;
     same!(inbox.body().await?, "end");
+    Ok(())
+}
+
+async fn durable_delivery_is_refused(subjects: &Subjects) -> Case {
+    let group = Group {
+        name: "g".to_owned(),
+        subjects: vec![subjects.subject("a")],
+        redelivery: Redelivery::default(),
+    };
+    let joined = subjects.bus.consume(&group).await.map(drop);
+    want!(joined, Err(Error::Unsupported(_)));
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::BoxError;
-use crate::plugin::{Ask, Settings};
+use crate::plugin::{Ask, Plugin, Settings};
 
 pub mod blobstore;
 pub mod config;
+pub mod durable;
 pub mod keyvalue;
 pub mod messaging;
 
@@ -57,6 +58,21 @@ impl Cases {
                 failures: self.failures,
             }),
         }
+    }
+}
+
+/// What `cases` come to, while `plugin` runs.
+async fn beside(
+    plugin: &dyn Plugin,
+    cases: impl Future<Output = Result<(), Failed>>,
+) -> Result<(), Failed> {
+    let running = async {
+        plugin.run().await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        cases = cases => cases,
+        () = running => Ok(()),
     }
 }
 

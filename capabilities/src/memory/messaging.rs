@@ -172,11 +172,7 @@ impl Drop for Listening {
 #[async_trait]
 impl MessageBus for Arc<Bus> {
     fn offers(&self) -> Offers {
-        Offers {
-            broadcast: true,
-            request: true,
-            durable: false,
-        }
+        Offers::TRANSIENT
     }
 
     async fn publish(&self, message: Message) -> Result<()> {

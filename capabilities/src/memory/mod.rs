@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::blobstore::{BlobStore, bytes_max};
 use crate::config::ConfigSource;
 use crate::keyvalue::KeyValueStore;
-use crate::messaging::MessageBus;
+use crate::messaging::{MessageBus, durable};
 use crate::plugin::{Ask, OpenError, Plugin};
 
 mod blobstore;
@@ -88,7 +88,13 @@ impl Plugin for Memory {
         }))
     }
 
-    async fn messaging(&self, _ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+    /// Reads the setting `delivery`, which can only be `transient`: nothing here outlives the process.
+    async fn messaging(&self, ask: &Ask<'_>) -> Result<Arc<dyn MessageBus>, OpenError> {
+        if durable::delivery(&ask.settings)? == Some(true) {
+            return Err(OpenError::NotOffered(
+                "durable delivery; 'nats' and 'postgres' do",
+            ));
+        }
         Ok(Arc::new(self.bus.clone()))
     }
 }

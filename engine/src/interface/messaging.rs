@@ -41,6 +41,11 @@ pub const SUBSCRIPTION_KEYS: &[&str] = &[
     "consumer_group",
     "max_in_flight",
     "admission_wait",
+    "ack_wait",
+    "max_deliver",
+    "backoff",
+    "dead_letter",
+    "forget_after",
 ];
 
 /// Serves `wasmcloud:messaging/consumer`.

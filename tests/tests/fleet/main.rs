@@ -17,6 +17,7 @@ mod code;
 mod config;
 mod control;
 mod drain;
+mod durable;
 mod http;
 mod interfaces;
 mod journal;

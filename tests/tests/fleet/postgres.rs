@@ -185,11 +185,13 @@ async fn what_postgres_does_not_serve_is_refused() -> Result<()> {
         "{status:?}"
     );
     let host = fleet.host(&["--postgres-url", &server.url()]).await?;
+    let image = fleet.push("messenger").await?;
+    let transient = [BACKEND, ("delivery", "transient")];
     let messaging = "wasmcloud:messaging/consumer,handler@0.2.0";
-    let messenger = workload(&fleet, "messenger", messaging).await?;
+    let messenger = app("messenger", &image, json!({})).interface(messaging, &transient);
     let status = host.run(&messenger).await?;
     assert!(
-        status.state == "ERROR" && status.message.contains("does not offer messaging"),
+        status.state == "ERROR" && status.message.contains("does not offer transient delivery"),
         "{status:?}"
     );
     let image = fleet.push("kv").await?;

@@ -23,6 +23,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::drain::Drain;
 use crate::health::{Health, Link};
+pub(crate) use connect::slow_consumers;
 use connect::{BACKOFF, backoff};
 pub use connect::{ConnectError, connect, connect_later, connect_once, server, usable};
 

@@ -140,13 +140,19 @@ impl Admission {
         }
     }
 
+    /// The component's turn.
+    pub(crate) async fn component(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.component).acquire_owned().await.ok()
+    }
+
+    /// The host's turn, for who has the component's.
+    pub(crate) async fn host(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.host).acquire_owned().await.ok()
+    }
+
     /// `None` when none came within `wait`.
     pub(crate) async fn turn(&self, wait: Duration) -> Option<Turn> {
-        let turn = async {
-            let component = Arc::clone(&self.component).acquire_owned().await.ok()?;
-            let host = Arc::clone(&self.host).acquire_owned().await.ok()?;
-            Some((component, host))
-        };
+        let turn = async { Some((self.component().await?, self.host().await?)) };
         tokio::time::timeout(wait, turn).await.ok().flatten()
     }
 }

@@ -1,18 +1,33 @@
-//! Messages to components: one loop per subscription, a fresh instance per message.
+//! Messages to components: one loop per component, an instance per message.
 //!
-//! A message waits for its turn in two queues, the component's and the host's; one that waits longer than
-//! the workload allows is dropped, counted and logged. Dropping the attachment unsubscribes.
+//! A message waits for its turn in two queues, the component's and the host's. Where messages are delivered at
+//! most once, one that waits longer than the workload allows is dropped, counted and logged. With durable
+//! delivery the component's turn comes before the message is fetched, and none is dropped: what waits for the
+//! host's turn or for an instance is renewed meanwhile, and a stop gives it back. Dropping the attachment
+//! unsubscribes.
 
-use capabilities::messaging::{Delivery, MessageBus, Outcome, Subscription};
+use capabilities::messaging::{
+    Delivery, Error, Group, Message, MessageBus, Outcome, Settle, Settled, Subscription,
+};
+use capabilities::report;
 use engine::{Runnable, invoke};
 use futures::stream::{SelectAll, StreamExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::drain::Drain;
+use crate::health::Came;
+use crate::host::Shared;
 use crate::trigger::driven::{Admission, Turn};
 use crate::workload::actor::InFlight;
 use crate::workload::spec::Subscriptions;
+
+/// How long a message waits for its turn before it is dropped, where the workload does not say.
+const ADMISSION_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a message that found no instance free waits until it looks again; each look is as long as the engine
+/// lets a call wait.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the messages of one component go through.
 pub(crate) struct Delivering {
@@ -20,10 +35,10 @@ pub(crate) struct Delivering {
     pub(crate) subscriptions: Subscriptions,
     /// Where a message waits for its turn.
     pub(crate) admission: Admission,
+    /// Counts for the whole host.
+    pub(crate) shared: Arc<Shared>,
     /// Calls that a stop waits for.
     pub(crate) in_flight: InFlight,
-    /// Messages dropped for want of a turn.
-    pub(crate) shed: Arc<AtomicU64>,
 }
 
 /// Subscribes; when this returns, messages on every subject are delivered by tasks of `drain`.
@@ -34,66 +49,167 @@ pub(crate) async fn attach(
     bus: &dyn MessageBus,
     delivering: Delivering,
     drain: &Drain,
-) -> Result<(), (String, capabilities::messaging::Error)> {
-    let mut subscriptions: SelectAll<Subscription> = SelectAll::new();
-    let group = delivering.subscriptions.group.as_deref();
-    for subject in &delivering.subscriptions.subjects {
-        match bus.subscribe(subject, group).await {
+) -> Result<(), (String, Error)> {
+    let Subscriptions {
+        subjects, group, ..
+    } = &delivering.subscriptions;
+    let durable = bus.offers().durable;
+    delivering.subscriptions.check(durable)?;
+    let owner = drain.clone();
+    if let (true, Some(name)) = (durable, group) {
+        let group = Group {
+            name: name.clone(),
+            subjects: subjects.clone(),
+            redelivery: delivering.subscriptions.redelivery.clone(),
+        };
+        let joined = bus.consume(&group).await;
+        let subscription = joined.map_err(|error| (failed(&subjects.join(", ")), error))?;
+        drain.spawn("messages", durably(delivering, subscription, owner));
+        return Ok(());
+    }
+    let mut subscriptions = SelectAll::new();
+    for subject in subjects {
+        match bus.subscribe(subject, group.as_deref()).await {
             Ok(subscription) => subscriptions.push(subscription),
-            Err(error) => return Err((format!("failed to subscribe to '{subject}'"), error)),
+            Err(error) => return Err((failed(subject), error)),
         }
     }
-    let owner = drain.clone();
-    drain.spawn("messages", async move {
-        let delivering = Arc::new(delivering);
-        let wait = delivering.subscriptions.admission_wait;
-        loop {
-            let delivery = tokio::select! {
-                biased;
-                () = owner.stopping() => break,
-                delivery = subscriptions.next() => delivery,
-            };
-            let Some(delivery) = delivery else { break };
-            let turn = tokio::select! {
-                biased;
-                () = owner.stopping() => break,
-                turn = delivering.admission.turn(wait) => turn,
-            };
-            match turn {
-                Some(turn) => {
-                    let delivering = Arc::clone(&delivering);
-                    owner.spawn(
-                        "message",
-                        async move { delivering.call(delivery, turn).await },
-                    );
-                }
-                None => delivering.drop_one(&delivery),
-            }
-        }
-    });
+    drain.spawn("messages", once(delivering, subscriptions, owner));
     Ok(())
 }
 
+fn failed(subjects: &str) -> String {
+    format!("failed to subscribe to '{subjects}'")
+}
+
+/// Delivers each message at most once: it is there, and then waits for its turn.
+async fn once(delivering: Delivering, mut subscriptions: SelectAll<Subscription>, owner: Drain) {
+    let delivering = Arc::new(delivering);
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = owner.stopping() => break,
+            delivery = subscriptions.next() => delivery,
+        };
+        let Some(delivery) = delivery else { break };
+        let turn = tokio::select! {
+            biased;
+            () = owner.stopping() => break,
+            turn = delivering.turn() => turn,
+        };
+        match turn {
+            Some(turn) => {
+                let delivering = Arc::clone(&delivering);
+                owner.spawn("message", async move {
+                    let Delivery {
+                        message, settle, ..
+                    } = delivery;
+                    let subject = message.subject.clone();
+                    let called = delivering.call(message).await;
+                    if matches!(called, Some(Err(invoke::Error::Busy))) {
+                        delivering.came(Came::Dropped);
+                    }
+                    let outcome = delivering.outcome(&subject, called);
+                    drop(turn);
+                    delivering.settle(&subject, settle, outcome).await;
+                });
+            }
+            None => delivering.drop_one(&delivery),
+        }
+    }
+}
+
+/// Delivers each message until it is settled: the component has a turn, and then fetches one, so that at most one
+/// waits here for the host's turn.
+async fn durably(delivering: Delivering, mut subscription: Subscription, owner: Drain) {
+    let delivering = Arc::new(delivering);
+    loop {
+        let next = async {
+            let turn = delivering.admission.component().await?;
+            Some((turn, subscription.next().await?))
+        };
+        let next = tokio::select! {
+            biased;
+            () = owner.stopping() => break,
+            next = next => next,
+        };
+        let Some((component, delivery)) = next else {
+            break;
+        };
+        let Delivery {
+            message, settle, ..
+        } = delivery;
+        let subject = message.subject.clone();
+        let host = tokio::select! {
+            biased;
+            () = owner.stopping() => None,
+            host = settle.during(delivering.admission.host()) => host,
+        };
+        let Some(host) = host else {
+            delivering.settle(&subject, settle, Outcome::Release).await;
+            break;
+        };
+        let (delivering, stopping) = (Arc::clone(&delivering), owner.clone());
+        owner.spawn("message", async move {
+            let handled = delivering.handle(message, &stopping);
+            let outcome = settle.during(handled).await;
+            drop((component, host));
+            delivering.settle(&subject, settle, outcome).await;
+        });
+    }
+}
+
+/// What a call came to; `None` when it was cut.
+type Called = Option<Result<Result<(), invoke::Unhandled>, invoke::Error>>;
+
 impl Delivering {
+    async fn turn(&self) -> Option<Turn> {
+        let wait = self.subscriptions.admission_wait;
+        self.admission.turn(wait.unwrap_or(ADMISSION_WAIT)).await
+    }
+
     fn drop_one(&self, delivery: &Delivery) {
-        let dropped = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
+        self.came(Came::Dropped);
         let owner = self.target.owner();
         tracing::warn!(
             workload = owner.workload,
             component = owner.component,
             subject = delivery.message.subject,
-            dropped,
+            dropped = self.in_flight.messages(Came::Dropped),
             "message dropped: no turn came in time (max_in_flight, admission_wait)"
         );
     }
 
-    async fn call(&self, delivery: Delivery, _turn: Turn) {
-        let subject = delivery.message.subject.clone();
+    fn came(&self, came: Came) {
+        self.in_flight.message(came);
+        self.shared.came.add(came);
+    }
+
+    async fn call(&self, message: Message) -> Called {
         let token = self.in_flight.token();
-        let called = token.run(self.target.message(delivery.message)).await;
+        token.run(self.target.message(message)).await
+    }
+
+    /// Calls until there is an instance for it; what found none when `owner` stops is given back.
+    async fn handle(&self, message: Message, owner: &Drain) -> Outcome {
+        let subject = message.subject.clone();
+        loop {
+            let called = self.call(message.clone()).await;
+            if !matches!(called, Some(Err(invoke::Error::Busy))) {
+                return self.outcome(&subject, called);
+            }
+            tokio::select! {
+                biased;
+                () = owner.stopping() => return Outcome::Release,
+                () = tokio::time::sleep(BUSY_PAUSE) => {}
+            }
+        }
+    }
+
+    fn outcome(&self, subject: &str, called: Called) -> Outcome {
         let owner = self.target.owner();
         let (workload, component) = (&owner.workload, &owner.component);
-        let outcome = match called {
+        match called {
             Some(Ok(Ok(()))) => Outcome::Ack,
             Some(Ok(Err(error))) => {
                 tracing::warn!(
@@ -104,8 +220,8 @@ impl Delivering {
                     "handler refused a message"
                 );
                 match error {
-                    invoke::Unhandled::Reject => Outcome::Reject,
-                    _ => Outcome::Retry(None),
+                    invoke::Unhandled::Reject => Outcome::Reject("rejected".to_owned()),
+                    error => Outcome::Retry(format!("handler failed: {error}")),
                 }
             }
             Some(Err(invoke::Error::Busy)) => {
@@ -115,16 +231,40 @@ impl Delivering {
                     subject,
                     "no instance was free for a message"
                 );
-                Outcome::Retry(None)
+                Outcome::Release
             }
             Some(Err(error)) => {
                 tracing::warn!(workload, component, subject, %error, "handler failed");
-                Outcome::Retry(None)
+                Outcome::Retry(error.to_string())
             }
-            None => Outcome::Retry(None),
-        };
-        if let Err(error) = delivery.settle.settle(outcome).await {
-            tracing::warn!(workload, component, subject, %error, "message could not be settled");
+            None => Outcome::Retry("cut when its workload was stopped".to_owned()),
+        }
+    }
+
+    async fn settle(&self, subject: &str, settle: Settle, outcome: Outcome) {
+        let owner = self.target.owner();
+        let (workload, component) = (&owner.workload, &owner.component);
+        match outcome {
+            Outcome::Ack => self.came(Came::Handled),
+            Outcome::Release => {}
+            Outcome::Retry(_) | Outcome::Reject(_) => self.came(Came::Failed),
+        }
+        match settle.settle(outcome).await {
+            Ok(Settled::Done | Settled::Again) => {}
+            Ok(Settled::Dead) => {
+                self.came(Came::Dead);
+                tracing::warn!(workload, component, subject, "a message is a dead letter");
+            }
+            Err(error) => {
+                let error = report(&error);
+                tracing::warn!(
+                    workload,
+                    component,
+                    subject,
+                    error,
+                    "message could not be settled"
+                );
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -20,7 +20,7 @@ use super::State;
 use super::spec::{ComponentSpec, WorkloadSpec};
 use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
-use crate::health::{self, Answered, CLASSES};
+use crate::health::{self, Answered, CLASSES, Came, Messages};
 use crate::host::{Shared, Turn};
 use crate::trigger::driven::{Admission, Driven, Guard};
 use crate::trigger::guest::Guest;
@@ -394,8 +394,8 @@ impl Actor {
             target: runnable.clone(),
             subscriptions: spec.subscriptions.clone(),
             admission: self.admission(turns),
+            shared: Arc::clone(&self.shared),
             in_flight: in_flight.clone(),
-            shed: Arc::new(AtomicU64::new(0)),
         };
         messaging::attach(&*bus, delivering, messages)
             .await
@@ -429,6 +429,7 @@ struct Calls {
     tracker: TaskTracker,
     cut: CancellationToken,
     answered: Answered,
+    messages: Messages,
 }
 
 impl Default for InFlight {
@@ -494,6 +495,16 @@ impl InFlight {
     /// Responses to HTTP requests so far, by class.
     pub(crate) fn responses(&self) -> [u64; CLASSES] {
         health::sum(self.0.iter().map(|calls| &calls.answered))
+    }
+
+    /// A message `came` to this.
+    pub(crate) fn message(&self, came: Came) {
+        self.0.here().messages.add(came);
+    }
+
+    /// How many messages came to this so far.
+    pub(crate) fn messages(&self, came: Came) -> u64 {
+        self.0.iter().map(|calls| calls.messages.count(came)).sum()
     }
 
     /// Waits for every call; after `grace` cuts the rest and says `false`.

@@ -1,6 +1,7 @@
 //! The start request, checked whole: what is here can be honoured, what is not here was refused with the
 //! path of its field.
 
+use capabilities::messaging::{self, Redelivery};
 use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
 use engine::wit::WitInterface;
@@ -14,6 +15,7 @@ use subjects::wire;
 use crate::artifact::{Credentials, PullPolicy};
 use crate::trigger::Triggers;
 use crate::trigger::http::Names;
+use crate::workload::redelivery;
 
 /// The annotation that the operator puts on the replicas of a deployment.
 const REPLICA_ANNOTATION: &str = "runtime.wasmcloud.dev/workload-replica-set-generation";
@@ -107,8 +109,35 @@ pub struct Subscriptions {
     pub group: Option<String>,
     /// Messages at once, if the workload says.
     pub max_in_flight: Option<usize>,
-    /// How long a message waits for its turn before it is dropped.
-    pub admission_wait: Duration,
+    /// How long a message waits for its turn before it is dropped, where it can be; `None`: the usual time.
+    pub admission_wait: Option<Duration>,
+    /// How messages come again, where they do.
+    pub redelivery: Redelivery,
+    /// A key that was given and has a meaning for durable delivery alone.
+    pub durable_key: Option<&'static str>,
+}
+
+impl Subscriptions {
+    /// Whether a bus whose delivery is durable, or is not, can do what is asked for.
+    ///
+    /// # Errors
+    /// [`messaging::Error::Setup`], and what was being done.
+    pub(crate) fn check(&self, durable: bool) -> Result<(), (String, messaging::Error)> {
+        let why = match (durable, &self.group, self.admission_wait, self.durable_key) {
+            (false, _, _, Some(key)) => {
+                format!("'{key}' is for durable delivery: add 'delivery: durable', or leave it out")
+            }
+            (true, None, _, _) => {
+                "'consumer_group: broadcast' cannot be durable: name a group for each workload".to_owned()
+            }
+            (true, _, Some(_), _) => {
+                "'admission_wait' has no meaning with durable delivery, which drops nothing: leave it out".to_owned()
+            }
+            _ => return Ok(()),
+        };
+        let what = "failed to subscribe as configured".to_owned();
+        Err((what, messaging::Error::Setup(why)))
+    }
 }
 
 /// Why a request is refused. Shape: `path: reason`, the path being that of the wire.
@@ -519,7 +548,9 @@ fn subscriptions(
         max_in_flight: text("max_in_flight")
             .and_then(|text| text.parse().ok())
             .filter(|n| *n > 0),
-        admission_wait: Duration::from_secs(30),
+        admission_wait: None,
+        redelivery: Redelivery::default(),
+        durable_key: None,
     };
     if entry.is_none() {
         result.subjects.clear();
@@ -561,21 +592,30 @@ fn subscriptions(
     };
     if let Some(text) = text("admission_wait") {
         match duration(text) {
-            Some(wait) => result.admission_wait = wait.min(Duration::from_secs(600)),
+            Some(wait) => result.admission_wait = Some(wait.min(Duration::from_secs(600))),
             None => return refused(at("admission_wait"), "must be a duration like 30s or 500ms"),
         }
     }
+    let read = redelivery::read(text, &result.subjects);
+    (result.redelivery, result.durable_key) = match read {
+        Ok(read) => read,
+        Err((key, reason)) => return refused(at(key), reason),
+    };
     Ok(result)
 }
 
-/// Seconds, or a number with `ms`, `s` or `m`.
-fn duration(text: &str) -> Option<Duration> {
+/// Seconds, or a number with `ms`, `s`, `m`, `h` or `d`.
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let number = |digits: &str| digits.trim().parse::<u64>().ok();
     if let Some(digits) = text.strip_suffix("ms") {
         return number(digits).map(Duration::from_millis);
     }
-    if let Some(digits) = text.strip_suffix('m') {
-        return number(digits)?.checked_mul(60).map(Duration::from_secs);
+    for (unit, seconds) in [('m', 60), ('h', 3_600), ('d', 86_400)] {
+        if let Some(digits) = text.strip_suffix(unit) {
+            return number(digits)?
+                .checked_mul(seconds)
+                .map(Duration::from_secs);
+        }
     }
     number(text.strip_suffix('s').unwrap_or(text)).map(Duration::from_secs)
 }
@@ -849,7 +889,13 @@ mod tests {
                 _ => panic!("{path} was not refused"),
             }
         }
-        for (text, seconds) in [("30s", 30.0), ("500ms", 0.5), ("2m", 120.0), ("7", 7.0)] {
+        for (text, seconds) in [
+            ("30s", 30.0),
+            ("500ms", 0.5),
+            ("2m", 120.0),
+            ("3h", 10_800.0),
+            ("7", 7.0),
+        ] {
             assert_eq!(duration(text).unwrap().as_secs_f64(), seconds);
         }
     }

@@ -1,7 +1,9 @@
 //! Receives messages and sends them.
 //!
 //! As a handler its behaviour is the message's body: `echo:TEXT` publishes TEXT to the reply subject,
-//! `trap` traps, `loop` never returns, `err` returns an error, anything else is taken in silence.
+//! `trap` traps, `loop` never returns, `err` returns an error, `slow:MS` prints `began`, sleeps and prints
+//! `done`, `refuse:TEXT` returns an error unless the subject begins with `dead.`, where it prints TEXT; anything
+//! else is taken in silence.
 //! Over HTTP, `POST /publish?subject=S` publishes the body (`&reply-to=R` names a reply subject) and
 //! `POST /request?subject=S&timeout=MS` answers the reply's body; an error is status 502 with its text.
 
@@ -39,6 +41,20 @@ impl handler::Guest for Messenger {
                 std::hint::black_box(());
             },
             b"err" => Err("asked to fail".to_owned()),
+            body if body.starts_with(b"slow:") => {
+                let ms = String::from_utf8_lossy(&body[5..]).parse().unwrap_or(0);
+                println!("began {}", message.subject);
+                std::thread::sleep(std::time::Duration::from_millis(ms));
+                println!("done {}", message.subject);
+                Ok(())
+            }
+            body if body.starts_with(b"refuse:") => {
+                if !message.subject.starts_with("dead.") {
+                    return Err("asked to refuse".to_owned());
+                }
+                println!("{}: {}", message.subject, String::from_utf8_lossy(&body[7..]));
+                Ok(())
+            }
             body => match (body.strip_prefix(b"echo:"), message.reply_to) {
                 (Some(text), Some(subject)) => consumer::publish(&BrokerMessage {
                     subject,

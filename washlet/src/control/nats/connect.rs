@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,14 @@ const REMIND_EVERY: Duration = Duration::from_secs(60);
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// Messages of one subscription that wait for this process; more are dropped by the client.
 const SUBSCRIPTION_MESSAGES: usize = 65_536;
+
+/// Messages dropped for that, on all connections of this process.
+static SLOW: AtomicU64 = AtomicU64::new(0);
+
+/// How many messages the client dropped because too many were waiting for this process.
+pub(crate) fn slow_consumers() -> u64 {
+    SLOW.load(Ordering::Relaxed)
+}
 
 /// Why there is no connection.
 #[derive(thiserror::Error, Debug)]
@@ -413,9 +421,12 @@ impl EventLog {
         match event {
             Event::Connected => tracing::info!(%servers, "connected to NATS"),
             Event::Disconnected => tracing::warn!(%servers, "lost NATS: connecting again"),
-            Event::SlowConsumer(_) => tracing::warn!(
-                "more than {SUBSCRIPTION_MESSAGES} NATS messages were waiting: some were dropped"
-            ),
+            Event::SlowConsumer(_) => {
+                SLOW.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    "more than {SUBSCRIPTION_MESSAGES} NATS messages were waiting: some were dropped"
+                );
+            }
             Event::LameDuckMode => tracing::warn!(%servers, "NATS server is about to shut down"),
             Event::ServerError(error) => tracing::error!(%error, "NATS server reports an error"),
             Event::ClientError(error) if self.reminder.due() => {
