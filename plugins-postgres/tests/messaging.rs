@@ -63,7 +63,7 @@ async fn next(member: &mut Subscription, outcome: Outcome) -> String {
 #[tokio::test]
 async fn subjects_belong_to_a_namespace_unless_they_are_shared() {
     let server = PostgresServer::start().await.unwrap();
-    let plugin = Postgres::new(&Dsn::parse(&server.url()).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()));
     let shared = [("shared", "true")];
     let here = bus(&plugin, "here", &[]).await.unwrap();
     let there = bus(&plugin, "there", &[("delivery", "durable")]);
@@ -98,7 +98,7 @@ async fn subjects_belong_to_a_namespace_unless_they_are_shared() {
 #[tokio::test]
 async fn a_dead_letter_says_why_and_settled_messages_leave_nothing() {
     let server = PostgresServer::start().await.unwrap();
-    let plugin = Postgres::new(&Dsn::parse(&server.url()).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()));
     let bus = bus(&plugin, "ns", &[]).await.unwrap();
     let redelivery = Redelivery {
         dead_letter: Some("dead.a".to_owned()),
@@ -131,7 +131,7 @@ async fn a_dead_letter_says_why_and_settled_messages_leave_nothing() {
 #[tokio::test]
 async fn a_group_without_members_is_forgotten() {
     let server = PostgresServer::start().await.unwrap();
-    let plugin = Postgres::new(&Dsn::parse(&server.url()).unwrap());
+    let plugin = Postgres::new(Some(&Dsn::parse(&server.url()).unwrap()));
     let bus = bus(&plugin, "ns", &[]).await.unwrap();
     let redelivery = Redelivery {
         forget_after: Duration::from_millis(300),
