@@ -19,6 +19,7 @@ use washlet::config::{
     ArtifactConfig, Config, HttpConfig, Identity, Limits, NatsAuth, NatsConfig, NatsTls,
 };
 use washlet::host::Host;
+use washlet::seal::SealKey;
 use washlet::{EngineOptions, Washlet};
 
 use crate::args::{DevArgs, Interface};
@@ -118,6 +119,9 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
         flat_names: false,
         admin: None,
         journal: None,
+        seal_key: SealKey::ephemeral()
+            .map(Arc::new)
+            .map_err(anyhow::Error::from)?,
         orphan_after: Duration::ZERO,
     })
 }

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use subjects::HostId;
+
+use crate::seal::SealKey;
 
 /// Everything a [`Washlet`](crate::Washlet) needs to know. Shape: no defaults here; the command line has them.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub struct Config {
     pub artifacts: ArtifactConfig,
     /// The state directory in which the journal is; `None`: a restart forgets what ran.
     pub journal: Option<PathBuf>,
+    /// What opens values that are sealed to this host.
+    pub seal_key: Arc<SealKey>,
     /// How long an operator may probe this host without asking for a workload of before the restart.
     pub orphan_after: Duration,
     /// Bounds on what runs at once.

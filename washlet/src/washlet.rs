@@ -230,6 +230,7 @@ impl Washlet {
             http_port: address.map(|address| address.port()),
             any_host,
             health: health.clone(),
+            seal_key: Arc::clone(&config.seal_key),
             state: config.journal.clone(),
             journal,
             orphan_after: config.orphan_after,

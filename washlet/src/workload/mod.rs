@@ -13,6 +13,7 @@
 //! keeps its place, so that its cause can be asked for, until it is stopped or started again.
 
 pub(crate) mod actor;
+pub mod sealed;
 pub mod spec;
 
 use std::fmt;

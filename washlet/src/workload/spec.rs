@@ -1,6 +1,7 @@
 //! The start request, checked whole: what is here can be honoured, what is not here was refused with the
 //! path of its field.
 
+use capabilities::secrets::{Opener, Unopened};
 use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
 use engine::wit::{WitInterface, WitName};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use subjects::WorkloadId;
 use subjects::wire;
 
+use super::sealed;
 use crate::artifact::{Credentials, PullPolicy};
 use crate::trigger::http::Names;
 
@@ -49,6 +51,8 @@ pub struct Terms<'a> {
     pub backends: &'a capabilities::plugin::Plugins,
     /// Whether there is an HTTP listener.
     pub ingress: bool,
+    /// What opens sealed values.
+    pub opener: &'a dyn Opener,
 }
 
 /// A start request that can be honoured.
@@ -128,6 +132,14 @@ pub enum Error {
         /// All bad entries; shown in the text, because operators match on it.
         source: InvalidEntries,
     },
+    /// A sealed value that does not open here.
+    #[error("{path} cannot be opened")]
+    Sealed {
+        /// As for [`Refused`](Self::Refused).
+        path: String,
+        /// Why.
+        source: Unopened,
+    },
     /// Host interfaces that nothing serves.
     #[error("requested interfaces that are not available on this host: {}", .0.join(", "))]
     Unavailable(Vec<String>),
@@ -145,8 +157,14 @@ impl WorkloadSpec {
     ///
     /// # Errors
     /// [`Error`], for the first field that cannot be honoured.
-    pub fn new(id: WorkloadId, workload: wire::Workload, terms: &Terms<'_>) -> Result<Self, Error> {
+    pub fn new(
+        id: WorkloadId,
+        mut workload: wire::Workload,
+        terms: &Terms<'_>,
+    ) -> Result<Self, Error> {
+        // As it came: it is shown, and must not tell of what is sealed.
         let content = Sha256::digest(workload.encode()).into();
+        sealed::open(&mut workload, terms.opener)?;
         if workload.service.is_some() {
             return refused(
                 "workload.service",
@@ -614,6 +632,7 @@ mod tests {
             interfaces: &interfaces,
             backends: &backends,
             ingress: true,
+            opener: &crate::seal::SealKey::ephemeral().unwrap(),
         };
         WorkloadSpec::new(WorkloadId::new("w").unwrap(), workload, &terms)
     }
