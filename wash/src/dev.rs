@@ -15,6 +15,7 @@ use subjects::wire::{
 };
 use subjects::{HostId, WorkloadId};
 use tokio::sync::Notify;
+use washlet::artifact::Registries;
 use washlet::config::{
     ArtifactConfig, Config, HttpConfig, Identity, Limits, NatsAuth, NatsConfig, NatsTls,
 };
@@ -108,6 +109,7 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
             budget_bytes: 1 << 30,
             allow_insecure: false,
             ca: Vec::new(),
+            registries: Registries::new(),
             pull_timeout: Duration::from_secs(30),
             allow_file: true,
         },

@@ -258,7 +258,7 @@ fn config(args: &HostArgs, state: &StateDir, seal_key: Arc<SealKey>) -> Result<C
         seal_key,
         orphan_after: args.identity.orphan_after,
         http: args.http.listener(),
-        artifacts: args.images.artifacts(&artifacts),
+        artifacts: args.images.artifacts(&artifacts)?,
         limits: args.run.limits(),
         default_allowed_hosts: args.run.default_allowed_hosts.clone(),
         flat_names: args.run.flat_names,

@@ -11,6 +11,7 @@ mod manifest;
 mod manifests;
 mod oci;
 mod output;
+mod registries;
 mod secrets;
 mod supervisor;
 mod workload;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use subjects::HostId;
 
+use crate::artifact::{Registries, RegistryOptions};
 use crate::seal::SealKey;
 
 /// Everything a [`Washlet`](crate::Washlet) needs to know. Shape: no defaults here; the command line has them.
@@ -131,14 +132,30 @@ pub struct ArtifactConfig {
     pub dir: PathBuf,
     /// The cleaner starts above [`HIGH_WATERMARK`] of this many bytes.
     pub budget_bytes: u64,
-    /// Plain HTTP instead of HTTPS for every registry.
+    /// Plain HTTP instead of HTTPS for every registry that `registries` does not say otherwise of.
     pub allow_insecure: bool,
     /// PEM files of further authorities to trust.
     pub ca: Vec<PathBuf>,
+    /// What is different with single registries.
+    pub registries: Registries,
     /// How long a pull may go without progress.
     pub pull_timeout: Duration,
     /// Whether images named `file:///path` may be started.
     pub allow_file: bool,
+}
+
+impl ArtifactConfig {
+    /// How registries are spoken to, for artifacts of at most `bytes_max`.
+    pub(crate) fn registry_options(&self, bytes_max: u64) -> RegistryOptions {
+        RegistryOptions {
+            allow_insecure: self.allow_insecure,
+            ca: self.ca.clone(),
+            registries: self.registries.clone(),
+            credentials: None,
+            timeout: self.pull_timeout,
+            bytes_max,
+        }
+    }
 }
 
 /// Bounds on what runs at once.
