@@ -22,6 +22,15 @@ pub trait SecretSource: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Secret>>;
 }
 
+/// Opens values that were sealed to this host, so that others can keep and carry them.
+pub trait Opener: Send + Sync + 'static {
+    /// The value in `sealed`, which opens for workloads of `namespace` alone.
+    ///
+    /// # Errors
+    /// [`Unopened`].
+    fn open(&self, namespace: &str, sealed: &str) -> Result<Secret, Unopened>;
+}
+
 /// A value that does not show in `Debug`, and has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Bytes);
@@ -69,6 +78,36 @@ pub fn is_plain_key(key: &str) -> bool {
     (1..=KEY_BYTES_MAX).contains(&key.len()) && key.bytes().all(plain) && !key.starts_with('.')
 }
 
+/// Why a sealed value does not open. Nothing of the value is ever in it.
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unopened {
+    /// It is in the clear, where only sealed values may be.
+    #[error("it is not sealed; seal it with `wash secrets seal`")]
+    NotSealed,
+    /// It is cut short, changed, or of a later version.
+    #[error(
+        "it is no sealed value that this version can read; seal it again with `wash secrets seal`"
+    )]
+    Malformed,
+    /// Others can open it.
+    #[error(
+        "it is sealed to {}, not to this host's key {own}; seal it again with `wash secrets seal --key {own}`",
+        others.join(", ")
+    )]
+    OtherKeys {
+        /// The keys it is sealed to; the first few.
+        others: Vec<String>,
+        /// The key of this host.
+        own: String,
+    },
+    /// It was changed, or opens for another namespace.
+    #[error(
+        "it is damaged, or sealed for another namespace than '{0}'; seal it again with `wash secrets seal --namespace`"
+    )]
+    Damaged(String),
+}
+
 /// Why a secret could not be read. Nothing of the value is ever in it.
 #[derive(thiserror::Error, Debug)]
 #[non_exhaustive]
@@ -83,6 +122,15 @@ pub enum Error {
         key: String,
         /// In words.
         why: &'static str,
+    },
+    /// What the source has does not open here.
+    #[error("secret '{key}' cannot be opened")]
+    Sealed {
+        /// What was asked for.
+        key: String,
+        /// Why.
+        #[source]
+        source: Unopened,
     },
     /// The source could not be read.
     #[error("secret '{key}' cannot be read")]

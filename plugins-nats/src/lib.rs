@@ -1,5 +1,5 @@
-//! The capability traits over NATS: key-value, live configuration and blobs in JetStream, messages on core
-//! NATS or, durable, in JetStream.
+//! The capability traits over NATS: key-value, live configuration, sealed secrets and blobs in JetStream, messages on
+//! core NATS or, durable, in JetStream.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | `keyvalue` | `KeyValueStore` on these |
 //! | `watch` | the keys of a bucket that change |
 //! | `config` | `ConfigSource`: copies of buckets that follow them |
+//! | `secrets` | `SecretSource`: values of a bucket that are sealed to this host |
 //! | `container` | streams in the layout of object stores; contents given up |
 //! | `scan` | reads messages of a stream in batches, without a consumer |
 //! | `upload`, `download` | write and read one object, bounded in memory |
@@ -29,7 +30,8 @@ use capabilities::config::ConfigSource;
 use capabilities::keyvalue::{KeyValueStore, value_bytes_max};
 use capabilities::messaging::{MessageBus, durable as kept};
 use capabilities::names;
-use capabilities::plugin::{Ask, OpenError, Plugin};
+use capabilities::plugin::{Ask, OpenError, Plugin, Scope};
+use capabilities::secrets::{Opener, SecretSource};
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +50,7 @@ mod keyvalue;
 mod listing;
 mod messaging;
 mod scan;
+mod secrets;
 mod upload;
 mod watch;
 
@@ -61,6 +64,8 @@ pub struct Nats {
     counters: Arc<counter::Counters>,
     live: config::Follower,
     containers: Arc<container::Containers>,
+    /// `None`: this host has no secrets in buckets.
+    opener: Option<Arc<dyn Opener>>,
 }
 
 impl Nats {
@@ -75,6 +80,16 @@ impl Nats {
             counters: Arc::default(),
             live,
             containers,
+            opener: None,
+        }
+    }
+
+    /// The same, with the secrets in buckets that `opener` opens.
+    #[must_use]
+    pub fn with_opener(self, opener: Arc<dyn Opener>) -> Self {
+        Self {
+            opener: Some(opener),
+            ..self
         }
     }
 }
@@ -130,6 +145,28 @@ impl Plugin for Nats {
         };
         match copy.await {
             Ok(copy) => Ok(copy),
+            Err(error) => Err(OpenError::Storage(error.into())),
+        }
+    }
+
+    /// Reads the setting `bucket`, whose bucket has to be there. It belongs to the namespace, or with flat names
+    /// to the whole storage; what is in it opens for the namespace alone.
+    async fn secrets(&self, ask: &Ask<'_>) -> Result<Arc<dyn SecretSource>, OpenError> {
+        let Some(opener) = &self.opener else {
+            return Err(OpenError::NotOffered("secrets"));
+        };
+        let guest_name = ask.settings.required("bucket", "the name of a bucket")?;
+        let scope = match ask.flat_names {
+            true => Scope::Flat,
+            false => Scope::Namespace(ask.namespace.to_owned()),
+        };
+        let source = async {
+            let bucket = names::bucket(&scope, guest_name)?;
+            let (buckets, opener) = (self.buckets.clone(), opener.clone());
+            secrets::Source::open(buckets, opener, ask.namespace, bucket, guest_name).await
+        };
+        match source.await {
+            Ok(source) => Ok(Arc::new(source)),
             Err(error) => Err(OpenError::Storage(error.into())),
         }
     }

@@ -22,6 +22,8 @@ pub const RETRY_HEADER: &str = "Washlet-Retry";
 
 /// The label of a host that takes no new workloads: `true`.
 pub const CORDONED_LABEL: &str = "washlet.dev/cordoned";
+/// The label of a host with the public key that values are sealed to for it. Shape: `X` and 55 characters.
+pub const SEAL_KEY_LABEL: &str = "washlet.dev/xkey";
 /// The annotation of a workload of several replicas that may be moved to another host, with how to choose it:
 /// `{"replicas":2,"selector":{"hostgroup":"edge"},"environment":""}`.
 pub const PLACEMENT_ANNOTATION: &str = "washlet.dev/placement";

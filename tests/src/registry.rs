@@ -1,8 +1,12 @@
 //! An OCI registry.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use reqwest::RequestBuilder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -19,14 +23,23 @@ const HTPASSWD: &str = "wash:$2b$05$abcdefghijklmnopqrstuutXu9KzOt.1yBoZUeFWoT/9
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A real OCI registry over plain HTTP on a free port, killed when dropped.
+/// A real OCI registry on a free port, over plain HTTP unless it has a certificate, killed when dropped.
 ///
 /// What was pushed survives [`kill`](Self::kill) and [`restart`](Self::restart).
 pub struct Registry {
     process: Process,
     port: u16,
-    login: bool,
+    settings: Settings,
     dir: TempDir,
+}
+
+/// How a registry is started.
+#[derive(Default)]
+struct Settings {
+    /// Only [`USER`] with [`PASSWORD`] may read and write.
+    login: bool,
+    /// PEM files of its certificate and key.
+    tls: Option<[PathBuf; 2]>,
 }
 
 impl Registry {
@@ -35,7 +48,7 @@ impl Registry {
     /// # Errors
     /// When `docker-registry` is not installed or does not become ready.
     pub async fn start() -> Result<Self> {
-        Self::launch_new(false).await
+        Self::launch_new(Settings::default()).await
     }
 
     /// Starts a registry that only [`USER`] with [`PASSWORD`] may read and write.
@@ -43,18 +56,45 @@ impl Registry {
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with_login() -> Result<Self> {
-        Self::launch_new(true).await
+        Self::launch_new(Settings {
+            login: true,
+            tls: None,
+        })
+        .await
     }
 
-    async fn launch_new(login: bool) -> Result<Self> {
+    /// Starts a registry over TLS with these PEM files, with a login as [`start_with_login`](Self::start_with_login)
+    /// or for anybody.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with_tls(certificate: &Path, key: &Path, login: bool) -> Result<Self> {
+        let tls = Some([certificate, key].map(Path::to_owned));
+        Self::launch_new(Settings { login, tls }).await
+    }
+
+    async fn launch_new(settings: Settings) -> Result<Self> {
         let dir = TempDir::new()?;
-        let (process, port) = launch(&dir, None, login).await?;
+        let (process, port) = launch(&dir, None, &settings).await?;
         Ok(Self {
             process,
             port,
-            login,
+            settings,
             dir,
         })
+    }
+
+    /// Where it keeps the bytes of the blob with this digest, `sha256:..`: it does not look at them again.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        let short = hex.get(..2).unwrap_or_default();
+        let blobs = "content/docker/registry/v2/blobs/sha256";
+        self.dir
+            .path()
+            .join(blobs)
+            .join(short)
+            .join(hex)
+            .join("data")
     }
 
     /// `127.0.0.1:<port>`, the same after a restart: the first part of an image reference.
@@ -75,7 +115,9 @@ impl Registry {
         self.kill();
         // Somebody's outgoing connection may have the port for a moment.
         self.process = wait::until(wait::SOON, "docker-registry starts again", async || {
-            launch(&self.dir, Some(self.port), self.login).await.ok()
+            launch(&self.dir, Some(self.port), &self.settings)
+                .await
+                .ok()
         })
         .await?
         .0;
@@ -91,9 +133,12 @@ impl Registry {
     /// Pushes a component as `image`, a `name:tag`; gives the whole reference.
     ///
     /// # Errors
-    /// When the registry refuses a part.
+    /// When the registry refuses a part, or has TLS.
     pub async fn push(&self, image: &str, wasm: Vec<u8>) -> Result<String> {
         let (name, tag) = image.split_once(':').context("an image is a name:tag")?;
+        if self.settings.tls.is_some() {
+            bail!("whoever pushes has to trust the certificate: use a client of your own");
+        }
         let base = format!("http://{}/v2/{name}", self.address());
         let layer = self.push_blob(&base, wasm).await?;
         let config = serde_json::json!({
@@ -151,7 +196,7 @@ impl Registry {
     }
 
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
-        if self.login {
+        if self.settings.login {
             request.basic_auth(USER, Some(PASSWORD))
         } else {
             request
@@ -165,7 +210,7 @@ impl Registry {
     }
 }
 
-async fn launch(dir: &TempDir, port: Option<u16>, login: bool) -> Result<(Process, u16)> {
+async fn launch(dir: &TempDir, port: Option<u16>, how: &Settings) -> Result<(Process, u16)> {
     let config = dir.path().join("registry.json");
     let users = dir.path().join("htpasswd");
     // JSON is YAML.
@@ -178,7 +223,13 @@ async fn launch(dir: &TempDir, port: Option<u16>, login: bool) -> Result<(Proces
         },
         "http": { "addr": format!("127.0.0.1:{}", port.unwrap_or(0)), "secret": "of one test" },
     });
-    if login {
+    if let (Some([certificate, key]), Some(http)) = (&how.tls, settings.get_mut("http"))
+        && let Some(http) = http.as_object_mut()
+    {
+        let tls = serde_json::json!({ "certificate": certificate, "key": key });
+        http.insert("tls".to_owned(), tls);
+    }
+    if how.login {
         fs::write(&users, HTPASSWD)?;
         let auth = serde_json::json!({ "htpasswd": { "realm": "fleet", "path": users } });
         if let Some(settings) = settings.as_object_mut() {
@@ -191,7 +242,7 @@ async fn launch(dir: &TempDir, port: Option<u16>, login: bool) -> Result<(Proces
     let port = process
         .wait_ready(Duration::from_secs(20), |process| {
             let rest = process.stderr.after("listening on 127.0.0.1:")?;
-            rest.split_once('"')?.0.parse().ok()
+            rest.split(['"', ',']).next()?.parse().ok()
         })
         .await?;
     Ok((process, port))

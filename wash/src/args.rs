@@ -10,9 +10,11 @@ use washlet::config::{NatsAuth, NatsConfig};
 use crate::output::{Failure, Format};
 
 pub(crate) mod host;
+mod secrets;
 pub(crate) mod start;
 
 pub(crate) use host::{DevArgs, HostArgs, Profile, TrustRoots};
+pub(crate) use secrets::{SealArgs, SecretsCommand};
 pub(crate) use start::{Interface, ReplyArgs, StartArgs};
 
 /// The command line.
@@ -115,6 +117,9 @@ pub(crate) enum Command {
     /// Start, stop and list workloads
     #[command(subcommand)]
     Workload(WorkloadCommand),
+    /// Seal secrets so that only hosts can open them
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     /// Move components to and from OCI registries
     #[command(subcommand, visible_alias = "docker")]
     Oci(OciCommand),

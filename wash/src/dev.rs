@@ -18,6 +18,7 @@ use subjects::{HostId, WorkloadId};
 use tokio::sync::Notify;
 use washlet::config::{Config, HttpConfig, Identity, NatsConfig};
 use washlet::host::Host;
+use washlet::seal::SealKey;
 use washlet::trigger::Triggers;
 use washlet::{EngineOptions, Washlet};
 
@@ -86,7 +87,9 @@ pub(crate) fn run(args: DevArgs) -> Result<Report, Failure> {
 fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
     let id = HostId::new("dev").map_err(|error| Failure::usage(error.to_string()))?;
     let identity = Identity::new(id, "localhost", "dev");
-    let mut config = Config::new(identity, NatsConfig::new(""), work.join("artifacts"));
+    let key = SealKey::ephemeral().map_err(anyhow::Error::from)?;
+    let images = work.join("artifacts");
+    let mut config = Config::new(identity, NatsConfig::new(""), images, Arc::new(key));
     config.http = Some(HttpConfig::new(args.http_addr));
     config.artifacts.allow_file = true;
     config.limits.grace = Duration::from_secs(5);

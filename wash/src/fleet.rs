@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_nats::jetstream::{self, kv};
 use async_nats::{Client, Message, RequestErrorKind, StatusCode};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
@@ -249,6 +250,35 @@ impl Fleet {
         let state = self.ask(host, Command::Drain, payload, REPLY * 2).await?;
         let heard = timeout(REPLY, goodbye.next()).await;
         Ok((state, matches!(heard, Ok(Some(_)))))
+    }
+
+    /// Puts `value` into the key-value bucket `bucket`, which is made if it is missing; names are those of NATS.
+    pub(crate) async fn put(&self, bucket: &str, key: &str, value: String) -> Result<(), Failure> {
+        let jetstream = jetstream::new(self.client.clone());
+        let put = async {
+            let store = match jetstream.get_key_value(bucket).await {
+                Ok(store) => store,
+                Err(_) => {
+                    let config = kv::Config {
+                        bucket: bucket.to_owned(),
+                        history: 1,
+                        ..kv::Config::default()
+                    };
+                    jetstream.create_key_value(config).await?
+                }
+            };
+            store.put(key, value.into()).await?;
+            Ok::<_, async_nats::Error>(())
+        };
+        let failed = |why: String| {
+            let text = format!("failed to write to bucket '{bucket}': {why}");
+            Failure::new(Exit::Failed, text)
+                .hint("--nats-url is to be the server of the hosts' data, with JetStream and the right to write")
+        };
+        match timeout(REPLY, put).await {
+            Ok(put) => put.map_err(|error| failed(capabilities::report(&*error))),
+            Err(_) => Err(failed("no answer in time".to_owned())),
+        }
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::IntoRawFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use capabilities::memory::Memory;
@@ -21,6 +22,7 @@ use washlet::config::{Config, Identity};
 use washlet::control::nats;
 use washlet::drain::Drain;
 use washlet::identity::StateDir;
+use washlet::seal::SealKey;
 use washlet::trigger::{Triggers, http};
 use washlet::{EngineOptions, Washlet};
 
@@ -44,7 +46,11 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
     args.check()?;
     let state = StateDir::open(args.identity.state_dir.clone())
         .map_err(|error| Failure::usage(capabilities::report(&error)))?;
-    let config = config(&args, &state)?;
+    let seal_key = state.seal_key();
+    let seal_key = seal_key.map_err(|error| Failure::usage(capabilities::report(&error)))?;
+    let key = seal_key.public().to_string();
+    let config = config(&args, &state, Arc::new(seal_key))?;
+    tracing::info!(key, "values sealed to this key open on this host");
     // Before NATS is waited for, which may take long.
     washlet::check(&config).map_err(|error| failure(&error))?;
     let trust_roots = TrustRoots::load(
@@ -84,7 +90,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         };
         let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
-            .with(Nats::new(data_client))
+            .with(Nats::new(data_client).with_opener(config.seal_key.clone()))
             .with(Postgres::new(postgres.as_ref()));
         if let Some(dir) = &args.secrets.secrets_dir {
             plugins = plugins.with(Files::new(dir));
@@ -115,9 +121,9 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
             supervisor::status(&format!("ready: host {id} ({name})"));
             match format {
                 LogFormat::Text => output::note(&format!(
-                    "ready: host {id} ({name}), group {group}, http {http}, nats {server}"
+                    "ready: host {id} ({name}), group {group}, http {http}, nats {server}, key {key}"
                 )),
-                LogFormat::Json => tracing::info!(id, name, group, http, nats = server, "ready"),
+                LogFormat::Json => tracing::info!(id, name, group, http, nats = server, key, "ready"),
             }
         };
         supervisor::watch(washlet.health().clone(), washlet.control());
@@ -218,7 +224,7 @@ pub(crate) fn runtime(name: &str, threads: Option<usize>) -> Result<Runtime, Fai
     })
 }
 
-fn config(args: &HostArgs, state: &StateDir) -> Result<Config, Failure> {
+fn config(args: &HostArgs, state: &StateDir, seal_key: Arc<SealKey>) -> Result<Config, Failure> {
     let artifacts: PathBuf = match (&args.images.oci_cache_dir, state.artifacts_dir()) {
         (Some(dir), _) => dir.clone(),
         (None, Some(dir)) => dir,
@@ -247,9 +253,10 @@ fn config(args: &HostArgs, state: &StateDir) -> Result<Config, Failure> {
         heartbeat_interval: args.identity.heartbeat_interval,
         admin: args.identity.admin_addr,
         journal: state.journal_dir().map(Path::to_owned),
+        seal_key,
         orphan_after: args.identity.orphan_after,
         http: args.http.listener(),
-        artifacts: args.images.artifacts(&artifacts),
+        artifacts: args.images.artifacts(&artifacts)?,
         limits: args.run.limits(),
         default_allowed_hosts: args.run.default_allowed_hosts.clone(),
         flat_names: args.run.flat_names,

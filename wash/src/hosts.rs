@@ -57,6 +57,7 @@ async fn list(args: &HostsArgs) -> Result<Report, Failure> {
         "CPU %",
         "MEM FREE",
         "VERSION",
+        "KEY",
     ];
     Ok(Report {
         text: table(headings, hosts.iter().map(row)),
@@ -65,7 +66,7 @@ async fn list(args: &HostsArgs) -> Result<Report, Failure> {
     })
 }
 
-fn row(host: &HostHeartbeat) -> [String; 10] {
+fn row(host: &HostHeartbeat) -> [String; 11] {
     let http = match host.http_port {
         0 => String::new(),
         port if host.hostname.contains(':') => format!("[{}]:{port}", host.hostname),
@@ -87,6 +88,9 @@ fn row(host: &HostHeartbeat) -> [String; 10] {
         format!("{:.1}", host.system_cpu_usage),
         size(host.system_memory_free),
         host.version.clone(),
+        crate::secrets::key(host)
+            .map(|key| key.to_string())
+            .unwrap_or_default(),
     ]
 }
 

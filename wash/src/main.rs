@@ -11,6 +11,8 @@ mod manifest;
 mod manifests;
 mod oci;
 mod output;
+mod registries;
+mod secrets;
 mod supervisor;
 mod workload;
 
@@ -20,7 +22,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 use washlet::telemetry;
 
-use args::{Cli, Command, LogFormat, OciCommand, WorkloadCommand};
+use args::{Cli, Command, LogFormat, OciCommand, SecretsCommand, WorkloadCommand};
 use output::{Exit, Failure, Format, Report};
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn run(cli: Cli) -> Result<Report, Failure> {
         Command::Workload(WorkloadCommand::Stop(args)) => client(workload::stop(&args)),
         Command::Workload(WorkloadCommand::Status(args)) => client(workload::status(&args)),
         Command::Workload(WorkloadCommand::List(args)) => client(workload::list(&args)),
+        Command::Secrets(SecretsCommand::Seal(args)) => client(secrets::seal(&args)),
         Command::Oci(OciCommand::Pull(args)) => client(oci::pull(&args)),
         Command::Oci(OciCommand::Push(args)) => client(oci::push(&args)),
         Command::Inspect(args) => client(inspect::run(&args)),

@@ -8,7 +8,9 @@ use subjects::HostId;
 use subjects::wire;
 
 mod resource;
+mod sealed;
 use resource::{Deployment, Head, HostInterface, Resource, Spec};
+pub(crate) use sealed::sealed;
 
 /// A workload and where it should go.
 #[derive(Debug, Default)]
@@ -48,13 +50,17 @@ pub(crate) enum Error {
     },
 }
 
-/// Reads one plan per document.
-pub(crate) fn read(text: &str) -> Result<Vec<Plan>, Error> {
+/// What is in `text`, whatever it is.
+fn documents(text: &str) -> Result<Vec<Value>, Error> {
     // As in YAML 1.2: `y` and `on` are text.
     let options = serde_saphyr::options! { strict_booleans: true };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| Error::Yaml(error.without_snippet().to_string()))?;
-    let documents = documents
+    serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| Error::Yaml(error.without_snippet().to_string()))
+}
+
+/// Reads one plan per document.
+pub(crate) fn read(text: &str) -> Result<Vec<Plan>, Error> {
+    let documents = documents(text)?
         .into_iter()
         .enumerate()
         .filter(|(_, document)| !document.is_null());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use washlet::artifact::{self, Credentials, Progress, Pulled, RegistryOptions};
+use washlet::artifact::{self, Credentials, Progress, Pulled, Registries, RegistryOptions};
 use washlet::config::Limits;
 use wasmparser::{Parser, Payload};
 
@@ -124,6 +124,7 @@ fn options(args: &RegistryArgs) -> RegistryOptions {
     RegistryOptions {
         allow_insecure: args.insecure,
         ca: args.ca_path.clone(),
+        registries: Registries::new(),
         credentials: login.map(|(username, password)| Credentials { username, password }),
         timeout: TIMEOUT,
         bytes_max: Limits::default().artifact_bytes_max,

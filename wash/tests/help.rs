@@ -18,6 +18,8 @@ fn help_is_as_recorded() {
         "workload stop",
         "workload status",
         "workload list",
+        "secrets",
+        "secrets seal",
         "oci",
         "oci pull",
         "oci push",

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use subjects::HostId;
+
+use crate::artifact::{Registries, RegistryOptions};
+use crate::seal::SealKey;
 
 /// Everything a [`Washlet`](crate::Washlet) needs to know.
 ///
@@ -25,6 +29,8 @@ pub struct Config {
     pub artifacts: ArtifactConfig,
     /// The state directory in which the journal is; `None`: a restart forgets what ran.
     pub journal: Option<PathBuf>,
+    /// What opens values that are sealed to this host.
+    pub seal_key: Arc<SealKey>,
     /// How long an operator may probe this host without asking for a workload of before the restart.
     pub orphan_after: Duration,
     /// Bounds on what runs at once.
@@ -36,9 +42,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// A host with the usual bounds that keeps images below `images`: without listener, admin endpoint and
+    /// A host with the usual bounds that keeps images below `images` and opens what is sealed to `seal_key`: without listener, admin endpoint and
     /// journal; its components may send no HTTP requests, unless their workload says where to.
-    pub fn new(identity: Identity, scheduler: NatsConfig, images: PathBuf) -> Self {
+    pub fn new(
+        identity: Identity,
+        scheduler: NatsConfig,
+        images: PathBuf,
+        seal_key: Arc<SealKey>,
+    ) -> Self {
         Self {
             identity,
             scheduler,
@@ -50,10 +61,12 @@ impl Config {
                 budget_bytes: 1 << 30,
                 allow_insecure: false,
                 ca: Vec::new(),
+                registries: Registries::new(),
                 pull_timeout: Duration::from_secs(30),
                 allow_file: false,
             },
             journal: None,
+            seal_key,
             orphan_after: Duration::from_secs(300),
             limits: Limits::default(),
             default_allowed_hosts: Vec::new(),
@@ -191,14 +204,30 @@ pub struct ArtifactConfig {
     pub dir: PathBuf,
     /// The cleaner starts above [`HIGH_WATERMARK`] of this many bytes.
     pub budget_bytes: u64,
-    /// Plain HTTP instead of HTTPS for every registry.
+    /// Plain HTTP instead of HTTPS for every registry that `registries` does not say otherwise of.
     pub allow_insecure: bool,
     /// PEM files of further authorities to trust.
     pub ca: Vec<PathBuf>,
+    /// What is different with single registries.
+    pub registries: Registries,
     /// How long a pull may go without progress.
     pub pull_timeout: Duration,
     /// Whether images named `file:///path` may be started.
     pub allow_file: bool,
+}
+
+impl ArtifactConfig {
+    /// How registries are spoken to, for artifacts of at most `bytes_max`.
+    pub(crate) fn registry_options(&self, bytes_max: u64) -> RegistryOptions {
+        RegistryOptions {
+            allow_insecure: self.allow_insecure,
+            ca: self.ca.clone(),
+            registries: self.registries.clone(),
+            credentials: None,
+            timeout: self.pull_timeout,
+            bytes_max,
+        }
+    }
 }
 
 /// Bounds on what runs at once.

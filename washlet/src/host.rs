@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use subjects::control::CORDONED_LABEL;
+use subjects::control::{CORDONED_LABEL, SEAL_KEY_LABEL};
 use subjects::wire;
 use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
@@ -33,6 +33,7 @@ use crate::health::{Came, Health, Messages};
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
 use crate::node::Node;
+use crate::seal::SealKey;
 use crate::trigger::Triggers;
 use crate::trigger::http::Routes;
 use crate::workload::State;
@@ -84,6 +85,8 @@ pub struct Parts {
     pub any_host: bool,
     /// Where it says how it is.
     pub health: Health,
+    /// What opens values that are sealed to it.
+    pub seal_key: Arc<SealKey>,
     /// Where it keeps whether it is cordoned; `None`: nowhere.
     pub state: Option<PathBuf>,
     /// What is to run after a restart; `None`: nothing.
@@ -146,6 +149,7 @@ struct Inner {
     identity: Identity,
     name: String,
     http_port: Option<u16>,
+    seal_key: Arc<SealKey>,
     default_allowed_hosts: Vec<String>,
     control: Drain,
     draining: Drain,
@@ -212,6 +216,7 @@ impl Host {
             name: friendly_name(&parts.identity.id),
             identity: parts.identity,
             http_port: parts.http_port,
+            seal_key: parts.seal_key,
             default_allowed_hosts: parts.default_allowed_hosts,
             control: parts.control,
             draining: parts.draining,
@@ -429,6 +434,7 @@ impl Host {
             triggers: &inner.shared.triggers,
             backends: inner.shared.engine.plugins(),
             ingress: inner.http_port.is_some(),
+            opener: &*inner.seal_key,
         };
         WorkloadSpec::new(id.clone(), workload, &terms).map(Arc::new)
     }
@@ -641,6 +647,8 @@ impl Host {
         let sample = inner.node.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
+        let key = inner.seal_key.public().to_string();
+        labels.insert(SEAL_KEY_LABEL.to_owned(), key);
         if self.is_cordoned() {
             labels.insert(CORDONED_LABEL.to_owned(), "true".to_owned());
         }

@@ -9,10 +9,15 @@ use sha2::{Digest, Sha256};
 use subjects::HostId;
 use tempfile::{NamedTempFile, TempDir};
 
+use crate::seal::SealKey;
+
 /// How many hosts of one user find a default state directory.
 const SLOTS: u16 = 256;
 /// No id comes near this; what is longer is not one. Units: bytes.
 const HOST_ID_FILE_BYTES_MAX: u64 = 4096;
+
+/// Units: bytes.
+const KEY_BYTES: usize = 32;
 
 /// Why a state directory cannot be used.
 #[derive(thiserror::Error, Debug)]
@@ -83,6 +88,23 @@ impl StateDir {
     /// Where artifacts are kept; `None` when nothing can be written on this machine.
     pub fn artifacts_dir(&self) -> Option<PathBuf> {
         Some(self.path.as_ref()?.join("artifacts"))
+    }
+
+    /// What values are sealed to for this host; the same again after a restart when the directory is
+    /// [`persistent`](Self::persistent).
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file can neither be read nor made.
+    pub fn seal_key(&self) -> Result<SealKey, Error> {
+        let Some(dir) = &self.path else {
+            let key = new_key().and_then(|key| SealKey::new(&key));
+            return key.map_err(io_error(Path::new("/dev/urandom")));
+        };
+        let path = dir.join("seal-key");
+        let lost = "values that were sealed to this host do not open any more";
+        kept_key(dir, &path, lost)
+            .and_then(|key| SealKey::new(&key))
+            .map_err(io_error(&path))
     }
 
     /// The directory itself; `None` when what is kept in it is not found again after a restart.
@@ -217,6 +239,29 @@ fn host_id(dir: &Path) -> Result<HostId, Error> {
     Ok(id)
 }
 
+/// The secret key kept at `path` in `dir`, or a new one that is kept from now on; `lost` says what a damaged
+/// one means.
+pub(crate) fn kept_key(dir: &Path, path: &Path, lost: &str) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Ok(key) if key.len() == KEY_BYTES => return Ok(key),
+        Ok(_) => tracing::warn!(
+            file = %path.display(),
+            "a key of this host is damaged and replaced: {lost}"
+        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let key = new_key()?;
+    write_durably(dir, path, &key)?;
+    Ok(key)
+}
+
+fn new_key() -> io::Result<Vec<u8>> {
+    let mut key = vec![0; KEY_BYTES];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("there are no random numbers"))?;
+    Ok(key)
+}
+
 /// All of `bytes` is at `path` after a crash, or nothing is.
 pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_whole(dir, path, bytes)?;
@@ -339,6 +384,23 @@ mod tests {
             let kept = fs::read_to_string(temp.path().join("host-id")).unwrap();
             assert_eq!(kept.trim(), state.host_id().as_str());
         }
+    }
+
+    #[test]
+    fn the_seal_key_is_private_and_stays() {
+        let temp = TempDir::new().unwrap();
+        let state = StateDir::open(Some(temp.path().to_owned())).unwrap();
+        let key = state.seal_key().unwrap().public();
+        let file = temp.path().join("seal-key");
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(state);
+        let state = StateDir::open(Some(temp.path().to_owned())).unwrap();
+        assert_eq!(state.seal_key().unwrap().public(), key);
+        fs::write(&file, "short").unwrap();
+        let other = state.seal_key().unwrap().public();
+        assert_ne!(other, key);
+        assert_eq!(state.seal_key().unwrap().public(), other);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use subjects::control::PAYLOAD_BYTES_MAX;
 use subjects::{WorkloadId, wire};
 use tokio::sync::Semaphore;
 
-use crate::identity::{write_durably, write_whole};
+use crate::identity::{kept_key, write_whole};
 
 /// The first line of an entry, with the version of its format.
 const HEADER: &[u8] = b"washlet journal 1\n";
@@ -40,9 +40,6 @@ const JOURNAL_BYTES_MAX: u64 = 512 << 20;
 
 /// How many entries there are at most: as many as a host holds workloads.
 const ENTRIES_MAX: usize = 20_000;
-
-/// Units: bytes.
-const KEY_BYTES: usize = 32;
 
 /// Files that hold up each other only: as many workloads are written at once.
 const STRIPES: usize = 64;
@@ -178,7 +175,8 @@ impl Journal {
         let dir = state.join("journal");
         fs::create_dir_all(&dir).map_err(at(&dir))?;
         let path = state.join("journal-key");
-        let key = key(state, &path).map_err(at(&path))?;
+        let lost = "what was to run is not known any more";
+        let key = kept_key(state, &path, lost).map_err(at(&path))?;
         let quarantine = state.join("quarantine");
         // Not there, most often.
         let before = fs::read_dir(&quarantine).map_or(0, Iterator::count);
@@ -420,22 +418,6 @@ fn aad(name: &str) -> Aad<Vec<u8>> {
 fn name(id: &WorkloadId) -> String {
     let hash = Sha256::digest(id.as_str());
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn key(state: &Path, path: &Path) -> io::Result<Vec<u8>> {
-    match fs::read(path) {
-        Ok(key) if key.len() == KEY_BYTES => return Ok(key),
-        Ok(_) => tracing::warn!(
-            file = %path.display(),
-            "the key of the journal is damaged: what was to run is not known any more"
-        ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let mut key = vec![0; KEY_BYTES];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("there are no random numbers"))?;
-    write_durably(state, path, &key)?;
-    Ok(key)
 }
 
 #[cfg(test)]

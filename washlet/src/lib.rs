@@ -9,6 +9,7 @@
 //! | [`health`], [`admin`] | how the host is: what is not ready, metrics |
 //! | [`host`] | the table of workloads: start, stop, status, heartbeat |
 //! | [`journal`] | what is to run, kept on disk |
+//! | [`seal`] | values that only the hosts they are sealed to can open |
 //! | [`trigger`] | what drives exports: HTTP, messages, and what a host is built with |
 //! | [`control`] | NATS requests in, replies out |
 //! | [`drain`] | who owns tasks; the only place that spawns |
@@ -25,6 +26,7 @@ pub mod host;
 pub mod identity;
 pub mod journal;
 pub mod node;
+pub mod seal;
 pub mod telemetry;
 pub mod trigger;
 mod washlet;

@@ -124,14 +124,8 @@ pub fn check(config: &Config) -> Result<(), Error> {
     if let Some(tls) = config.http.as_ref().and_then(|http| http.tls.as_ref()) {
         http::acceptor(tls).map_err(http::Error::Tls)?;
     }
-    let registries = artifact::RegistryOptions {
-        allow_insecure: config.artifacts.allow_insecure,
-        ca: config.artifacts.ca.clone(),
-        credentials: None,
-        timeout: config.artifacts.pull_timeout,
-        bytes_max: config.limits.artifact_bytes_max,
-    };
-    artifact::oci::Client::new(&registries)
+    let bytes_max = config.limits.artifact_bytes_max;
+    artifact::oci::Client::new(&config.artifacts.registry_options(bytes_max))
         .map_err(|error| artifact::Error::Client(Arc::new(error)))?;
     Ok(())
 }
@@ -235,6 +229,7 @@ impl Washlet {
             http_port: address.map(|address| address.port()),
             any_host,
             health: health.clone(),
+            seal_key: Arc::clone(&config.seal_key),
             state: config.journal.clone(),
             journal,
             orphan_after: config.orphan_after,

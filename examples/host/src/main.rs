@@ -73,7 +73,8 @@ async fn run(args: Args, guests: &Handle) -> Result<()> {
     let name = args.host_name.unwrap_or_else(node::hostname);
     let identity = Identity::new(state.host_id().clone(), &name, "example");
     let scheduler = NatsConfig::new(&args.scheduler_nats_url);
-    let mut config = Config::new(identity, scheduler.clone(), images);
+    let key = Arc::new(SealKey::ephemeral()?);
+    let mut config = Config::new(identity, scheduler.clone(), images, key);
     config.http = Some(HttpConfig::new(args.http_addr));
     config.journal = state.journal_dir().map(ToOwned::to_owned);
     // For trying out; a fleet has a registry.

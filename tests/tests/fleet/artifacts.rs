@@ -1,6 +1,7 @@
 //! Images: pulled once, kept, and given only to those who may have them.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::Result;
 use fleet::{
@@ -11,6 +12,7 @@ use fleet::{
 };
 use futures::future::try_join_all;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::{HOST, app, one_host};
 
@@ -141,6 +143,67 @@ async fn the_pull_policy_is_kept() -> Result<()> {
     assert_eq!(
         http::get(host.http_port(), "moved.test", "/k").await?.body,
         "moved\n"
+    );
+    Ok(())
+}
+
+/// A host signs in at its registries as their file says, asks their mirrors first, and does not start with a
+/// file that it does not understand.
+#[tokio::test]
+async fn registries_are_spoken_to_as_their_file_says() -> Result<()> {
+    let registry = Registry::start_with_login().await?;
+    let (mut down, mirror) = (Registry::start().await?, Registry::start().await?);
+    let (hello, vault) = (component("http-hello")?, component("vault")?);
+    let own = registry.push("own:1", hello.clone()).await?;
+    mirror.push("mirrored:1", hello).await?;
+    let private = registry.push("private:1", vault).await?;
+    down.kill();
+    let dir = TempDir::new()?;
+    fs::write(dir.path().join("password"), PASSWORD)?;
+    let file = dir.path().join("registries.yaml");
+    let (at, mirrors) = (
+        registry.address(),
+        [down.address(), mirror.address()].join(", "),
+    );
+    fs::write(
+        &file,
+        format!(
+            "registries:
+  {at}:
+    mirrors: [{mirrors}]
+    credentials: {{username: {USER}, passwordFile: password}}
+"
+        ),
+    )?;
+    let path = file.to_string_lossy().into_owned();
+    let (_fleet, host) = one_host(&["--registries-config", &path]).await?;
+    let mirrored = format!("{at}/mirrored:1");
+    for (id, image) in [("own", &own), ("mirrored", &mirrored)] {
+        host.run_well(&app(id, image, json!({}))).await?;
+        assert_eq!(http::get(host.http_port(), HOST, "/").await?.status, 200);
+        host.stop(id).await?;
+    }
+    assert_eq!(registry.requests("\"GET /v2/mirrored/"), 0);
+    until(SOON, "the mirror logs that it was asked", async || {
+        (mirror.requests("\"GET /v2/mirrored/manifests/") > 0).then_some(())
+    })
+    .await?;
+    assert!(host.log().contains(&down.address()) && !host.log().contains(PASSWORD));
+    // A workload that brings others does not have its own.
+    let secret = json!({ "imagePullSecret": { "username": USER, "password": "wrong" } });
+    let status = host.run(&app("other", &private, secret)).await?;
+    assert!(
+        status.message.contains("denies access"),
+        "{}",
+        status.message
+    );
+
+    fs::write(&file, format!("registries:\n  {at}:\n    mirors: []\n"))?;
+    let refused = one_host(&["--registries-config", &path]).await.err();
+    let text = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(
+        text.contains("registries.yaml\": ") && text.contains("line 3"),
+        "{text}"
     );
     Ok(())
 }

@@ -78,7 +78,10 @@ async fn the_first_heartbeat_comes_soon_and_keeps_its_id() -> Result<()> {
         "after {:?}",
         host.awake_after
     );
-    assert_eq!(first["labels"], json!({ "hostgroup": "edge", "zone": "a" }));
+    let key = &first["labels"]["washlet.dev/xkey"];
+    assert_eq!(key.as_str().unwrap_or_default().len(), 56, "{key}");
+    let labels = json!({ "hostgroup": "edge", "zone": "a", "washlet.dev/xkey": key });
+    assert_eq!(first["labels"], labels);
     let name = first["friendlyName"].as_str().context("a name")?;
     let dns = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     assert!(

@@ -1,13 +1,11 @@
 //! A host leaves, or takes no more work, and nobody who looks misses a request.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::Message;
 use fleet::http;
-use fleet::tools;
 use fleet::wait::{SOON, until};
 use fleet::washlet::{Fleet, Washlet};
 use futures::StreamExt;
@@ -15,23 +13,10 @@ use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 
 use crate::admin::{ADMIN, ask};
-use crate::{HOST, app, one_host};
+use crate::{HOST, app, one_host, wash};
 
 /// Clients that send at the same time.
 const CALLERS: usize = 16;
-
-/// Runs `wash` with the words of `line`; gives its exit code and its result for programs.
-async fn wash(fleet: &Fleet, line: &str) -> Result<(i32, Value)> {
-    let mut command = Command::new(tools::built("wash")?);
-    command
-        .args(line.split_whitespace())
-        .args(["--output", "json"])
-        .env("WASH_NATS_URL", fleet.nats.url());
-    let output = tokio::task::spawn_blocking(move || command.output()).await??;
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let result = serde_json::from_slice(&output.stdout).context(stderr)?;
-    Ok((output.status.code().unwrap_or(-1), result))
-}
 
 /// The code in a reply that is a failure, and whether to try again.
 fn failure(reply: &Message) -> Option<(String, String)> {

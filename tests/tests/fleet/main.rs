@@ -3,8 +3,11 @@
 //! The names C1 to C28 are those of the conformance list; a test says in its comment which of
 //! them it covers.
 
-use anyhow::Result;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
 use fleet::{
+    tools,
     washlet::{Fleet, Washlet},
     workload::Workload,
 };
@@ -31,6 +34,7 @@ mod permissions;
 mod postgres;
 mod profiles;
 mod replace;
+mod sealed;
 mod secrets;
 mod sql;
 mod watchers;
@@ -43,6 +47,25 @@ async fn one_host(args: &[&str]) -> Result<(Fleet, Washlet)> {
     let fleet = Fleet::start().await?;
     let host = fleet.host(args).await?;
     Ok((fleet, host))
+}
+
+/// Runs `wash` with the words of `line`; gives its exit code and its result for programs.
+async fn wash(fleet: &Fleet, line: &str) -> Result<(i32, Value)> {
+    wash_with(fleet, line, Stdio::null()).await
+}
+
+/// As [`wash`], with something to read.
+async fn wash_with(fleet: &Fleet, line: &str, stdin: Stdio) -> Result<(i32, Value)> {
+    let mut command = Command::new(tools::built("wash")?);
+    command
+        .args(line.split_whitespace())
+        .args(["--output", "json"])
+        .env("WASH_NATS_URL", fleet.nats.url())
+        .stdin(stdin);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let result = serde_json::from_slice(&output.stdout).context(stderr)?;
+    Ok((output.status.code().unwrap_or(-1), result))
 }
 
 /// A workload with one component that answers HTTP for [`HOST`].

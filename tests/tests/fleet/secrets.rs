@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{HOST, app};
 
-const SECRETS: &str = "wasmcloud:secrets/store,reveal@0.1.0-draft";
+pub(crate) const SECRETS: &str = "wasmcloud:secrets/store,reveal@0.1.0-draft";
 
 /// A host with secrets in files and in its environment, whose log says all there is to say.
 async fn host(fleet: &Fleet) -> Result<(Washlet, TempDir)> {
@@ -46,7 +46,7 @@ async fn read(host: &Washlet, path: &str) -> Result<(u16, String)> {
 }
 
 /// What a subscription has by now.
-fn heard(messages: &mut Subscriber) -> String {
+pub(crate) fn heard(messages: &mut Subscriber) -> String {
     let mut all = String::new();
     while let Some(Some(message)) = messages.next().now_or_never() {
         all.push_str(&String::from_utf8_lossy(&message.payload));

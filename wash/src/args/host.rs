@@ -18,6 +18,7 @@ use super::{
     CommonAuth, duration, inbox_prefix, label, label_value, nats_auth, nats_server, nats_url, pair,
 };
 use crate::output::Failure;
+use crate::registries;
 
 nats_auth!(
     SchedulerAuth,
@@ -220,6 +221,14 @@ pub(crate) enum TrustRoots {
 #[derive(Args)]
 #[command(next_help_heading = "Images")]
 pub(crate) struct ImageArgs {
+    /// What is different with single registries: authorities, mirrors, plain HTTP, credentials
+    ///
+    /// YAML, read at the start: `registries: {HOST[:PORT]: {ca: FILE, plainHttp: true, mirrors:
+    /// [HOST[:PORT][/PATH]], credentials: {username: NAME, passwordFile: FILE}}}`, or `credentials:
+    /// {dockerConfig: FILE}`. Mirrors are asked first, in their order, and not about images with a
+    /// pull secret, but for the bytes. Files with credentials are read for each pull.
+    #[arg(long, env = "WASH_REGISTRIES_CONFIG", value_name = "FILE")]
+    registries_config: Option<PathBuf>,
     /// Speak plain HTTP to every registry
     #[arg(long, env = "WASH_ALLOW_INSECURE_REGISTRIES")]
     allow_insecure_registries: bool,
@@ -446,15 +455,20 @@ impl HttpArgs {
 
 impl ImageArgs {
     /// Where images come from, kept in `dir` unless a flag names another place.
-    pub(crate) fn artifacts(&self, dir: &Path) -> ArtifactConfig {
-        ArtifactConfig {
+    pub(crate) fn artifacts(&self, dir: &Path) -> Result<ArtifactConfig, Failure> {
+        let registries = self.registries_config.as_deref().map(registries::read);
+        let registries = registries
+            .transpose()
+            .map_err(|error| Failure::usage(format!("--registries-config {error}")))?;
+        Ok(ArtifactConfig {
+            registries: registries.unwrap_or_default(),
             dir: self.oci_cache_dir.clone().unwrap_or_else(|| dir.to_owned()),
             budget_bytes: self.artifact_budget,
             allow_insecure: self.allow_insecure_registries,
             ca: self.oci_ca_path.clone(),
             pull_timeout: self.registry_pull_timeout,
             allow_file: self.allow_file_images,
-        }
+        })
     }
 }
 

@@ -49,7 +49,7 @@ fn the_charts_command_line_is_accepted() {
     let http = args.http.listener().unwrap();
     assert_eq!(http.address.port(), 9191);
     assert_eq!(http.tls.unwrap().cert, PathBuf::from("/tls/tls.crt"));
-    let artifacts = args.images.artifacts("/state".as_ref());
+    let artifacts = args.images.artifacts("/state".as_ref()).unwrap();
     assert_eq!(artifacts.dir, PathBuf::from("/oci-cache"));
     assert_eq!(artifacts.ca.len(), 2);
     assert_eq!(artifacts.budget_bytes, 4 << 30);
@@ -62,7 +62,7 @@ fn a_bare_host_has_the_reference_defaults() {
     assert_eq!(args.scheduler().unwrap().url, "nats://localhost:4222");
     assert_eq!(args.data().unwrap().url, "nats://localhost:4222");
     assert!(args.http.listener().is_none());
-    let artifacts = args.images.artifacts("/state".as_ref());
+    let artifacts = args.images.artifacts("/state".as_ref()).unwrap();
     assert_eq!(artifacts.dir, PathBuf::from("/state"));
     assert_eq!(artifacts.pull_timeout, Duration::from_secs(30));
     let limits = args.run.limits();

@@ -218,3 +218,46 @@ fn an_error_never_shows_a_value() {
         .to_string();
     assert!(!error.contains("hunter2"), "{error}");
 }
+
+#[test]
+fn a_sealed_manifest_is_the_same_but_for_its_secrets() {
+    let entries = "
+        - {namespace: wasmcloud, package: secrets, interfaces: [store], config: {token: canary-entry}}
+        - {name: b, namespace: wasmcloud, package: secrets, interfaces: [store], config: {backend: nats, bucket: v}}
+      volumes:";
+    let text = DEPLOYMENT.replacen("\n      volumes:", entries, 1) + "---\n" + DEPLOYMENT;
+    let mut seen = Vec::new();
+    let seal = |namespace: &str, value: &str| {
+        seen.push(value.to_owned());
+        Ok::<_, ()>(format!("washlet-sealed:{namespace}:{}", value.len()))
+    };
+    let sealed_text = sealed(&text, seal).unwrap().unwrap();
+    seen.sort();
+    assert_eq!(seen, ["canary-entry", "debug", "debug", "hello", "hello"]);
+    let mut plans = read(&text).unwrap();
+    for plan in &mut plans {
+        let world = plan.workload.wit_world.as_mut().unwrap();
+        let resources = world.components[0].local_resources.as_mut().unwrap();
+        resources
+            .environment
+            .insert("LOG".into(), "washlet-sealed:shop:5".into());
+        resources
+            .config
+            .insert("greeting".into(), "washlet-sealed:shop:5".into());
+        if let Some(entry) = world.host_interfaces.get_mut(2) {
+            entry
+                .config
+                .insert("token".into(), "washlet-sealed:shop:12".into());
+        }
+    }
+    let workloads =
+        |plans: Vec<Plan>| -> Vec<_> { plans.into_iter().map(|plan| plan.workload).collect() };
+    assert_eq!(workloads(read(&sealed_text).unwrap()), workloads(plans));
+    // What is sealed stays as it is.
+    let again = sealed(&sealed_text, |_, _| Err(())).unwrap().unwrap();
+    assert_eq!(again, sealed_text);
+    assert!(matches!(
+        sealed("kind: Pod", |_, _| Ok::<_, ()>(String::new())),
+        Err(Error::Field { .. })
+    ));
+}

@@ -1,13 +1,18 @@
 //! Which hosts a workload goes to.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use subjects::HostId;
 use subjects::control::CORDONED_LABEL;
 use subjects::wire::HostHeartbeat;
 
+use washlet::seal::PublicKey;
+use washlet::workload::sealed;
+
 use crate::manifest::Plan;
 use crate::output::{Exit, Failure};
+use crate::secrets::key;
 
 /// As many different hosts as `plan` wants, those with the fewest workloads first.
 ///
@@ -20,11 +25,12 @@ pub(super) fn choose(plan: &Plan, hosts: &mut [HostHeartbeat]) -> Result<Vec<Hos
         return Ok(vec![host.clone(); usize::from(plan.replicas.min(1))]);
     }
     let needed = memory_bytes(plan);
+    let recipients = sealed::recipients(&plan.workload);
     let mut unfit: Vec<(String, usize)> = Vec::new();
     let mut fitting = Vec::new();
     let asked = hosts.len();
     for host in hosts {
-        match obstacle(plan, host, needed) {
+        match obstacle(plan, host, needed, recipients.as_ref()) {
             None => fitting.push(host),
             Some(why) => match unfit.iter_mut().find(|(known, _)| *known == why) {
                 Some((_, count)) => *count += 1,
@@ -70,7 +76,12 @@ pub(super) fn choose(plan: &Plan, hosts: &mut [HostHeartbeat]) -> Result<Vec<Hos
 }
 
 /// Why `plan` cannot go to `host`.
-fn obstacle(plan: &Plan, host: &HostHeartbeat, needed: u64) -> Option<String> {
+fn obstacle(
+    plan: &Plan,
+    host: &HostHeartbeat,
+    needed: u64,
+    recipients: Option<&BTreeSet<PublicKey>>,
+) -> Option<String> {
     let unlike = |(key, value): &(&String, &String)| host.labels.get(*key) != Some(*value);
     if let Some((key, value)) = plan.selector.iter().find(unlike) {
         return Some(format!("without label {key}={value}"));
@@ -84,6 +95,10 @@ fn obstacle(plan: &Plan, host: &HostHeartbeat, needed: u64) -> Option<String> {
         .is_some_and(|value| value == "true")
     {
         return Some("cordoned".into());
+    }
+    let opens = |keys: &BTreeSet<_>| key(host).is_some_and(|key| keys.contains(&key));
+    if !recipients.is_none_or(opens) {
+        return Some("unable to open its sealed values".into());
     }
     // A host that does not know its memory says 0 of 0.
     if host.system_memory_total > 0 && host.system_memory_free < needed {
@@ -115,7 +130,9 @@ fn memory_bytes(plan: &Plan) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use subjects::control::SEAL_KEY_LABEL;
     use subjects::wire::{Component, LocalResources, WitWorld, Workload};
+    use washlet::seal::{SealKey, seal};
 
     fn host(id: &str, group: &str, workload_count: u64, free_mib: u64) -> HostHeartbeat {
         HostHeartbeat {
@@ -191,6 +208,33 @@ mod tests {
             "'w' needs 2 hosts, but only 0 of the 4 that answered fit: \
              1 without label hostgroup=x, 2 short of memory, 1 cordoned",
         );
+    }
+
+    #[test]
+    fn what_is_sealed_goes_where_it_opens() {
+        let key = |byte: u8| SealKey::new(&[byte; 32]).unwrap().public();
+        let with_key = |id: &str, byte: u8| {
+            let mut host = host(id, "x", 0, 900);
+            host.labels
+                .insert(SEAL_KEY_LABEL.into(), key(byte).to_string());
+            host
+        };
+        let mut hosts = [
+            host("old", "x", 0, 900),
+            with_key("a", 1),
+            with_key("b", 2),
+            with_key("c", 3),
+        ];
+        let mut sealed = plan(2, 0);
+        let world = sealed.workload.wit_world.as_mut().unwrap();
+        let resources = world.components[0].local_resources.as_mut().unwrap();
+        let value = seal(b"canary", "", &[key(2), key(3)]).unwrap();
+        resources.environment.insert("A".into(), value);
+        assert_eq!(ids(choose(&sealed, &mut hosts)), ["b", "c"]);
+        sealed.replicas = 3;
+        let failure = choose(&sealed, &mut hosts).unwrap_err();
+        let why = "'w' needs 3 hosts, but only 2 of the 4 that answered fit: 2 unable to open its sealed values";
+        assert_eq!(failure.message(), why);
     }
 
     #[test]

@@ -55,6 +55,7 @@ async fn a_host_is_refused_before_it_connects_to_anything() {
     // No NATS server is there, which a host would wait for.
     for flags in [
         format!("--oci-ca-path {text}"),
+        format!("--registries-config {text}"),
         format!("--http-addr 127.0.0.1:0 --tls-cert-path {text} --tls-key-path {text}"),
     ] {
         let line = format!(

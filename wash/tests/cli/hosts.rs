@@ -6,10 +6,13 @@ use async_nats::{Client, Message, Subscriber};
 use fleet::nats::NatsServer;
 use futures::StreamExt;
 use subjects::HostId;
-use subjects::control::{Command, ERROR_CODE_HEADER, PING};
+use subjects::control::{Command, ERROR_CODE_HEADER, PING, SEAL_KEY_LABEL};
 use subjects::wire::*;
 
 use crate::{Ran, ran, run, wash};
+
+/// What values are sealed to.
+const KEY: &str = "XAJ34T7K5LZAJR75GNMPZHAAOIMIDULUE6ASQIT6YZ2PG7375F5W23BG";
 
 /// Hosts that answer as a workload's name tells them to.
 struct Hosts {
@@ -59,6 +62,12 @@ impl Hosts {
             busy: false,
             workloads: BTreeMap::new(),
         }
+    }
+
+    /// Says that values can be sealed to the first host.
+    fn give_key(&mut self) {
+        let labels = &mut self.heartbeats[0].labels;
+        labels.insert(SEAL_KEY_LABEL.to_owned(), KEY.to_owned());
     }
 
     /// Runs a command, answering as long as it lasts.
@@ -262,12 +271,13 @@ async fn hosts_are_listed_for_people_and_programs() {
     let nats = NatsServer::start().await.unwrap();
     let mut hosts = Hosts::play(&nats, &["b", "a"]).await;
     hosts.heartbeats[0].hostname = "fd00::1\u{1b}[31m".into();
+    hosts.give_key();
     let ran = hosts.run(&nats, "hosts --wait 1s").await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 3, "{}", ran.stdout);
     assert!(
-        lines[0].starts_with("ID") && lines[0].ends_with("VERSION"),
+        lines[0].starts_with("ID") && lines[0].ends_with("KEY"),
         "{}",
         ran.stdout
     );
@@ -279,7 +289,7 @@ async fn hosts_are_listed_for_people_and_programs() {
         lines[1]
     );
     assert!(
-        lines[2].contains("edge") && !ran.stdout.contains('\u{1b}'),
+        lines[2].contains("edge") && lines[2].ends_with(KEY) && !ran.stdout.contains('\u{1b}'),
         "{}",
         lines[2]
     );
@@ -288,6 +298,65 @@ async fn hosts_are_listed_for_people_and_programs() {
         (data[0]["id"].as_str(), data[1]["systemMemoryFree"].as_str()),
         (Some("a"), Some("2147483648"))
     );
+}
+
+#[tokio::test]
+async fn a_value_is_sealed_to_hosts_that_have_keys() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut hosts = Hosts::play(&nats, &["with", "without"]).await;
+    hosts.give_key();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("value");
+    std::fs::write(&file, "canary\n").unwrap();
+    let seal = |flags: &str| format!("secrets seal -o json {flags} {}", file.display());
+    let ran = hosts.run(&nats, &seal("--host with")).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let data = &ran.envelope()["data"];
+    let sealed = data["sealed"].as_str().unwrap();
+    assert!(sealed.starts_with("washlet-sealed:1:") && !sealed.contains("canary"));
+    assert_eq!(data["keys"], serde_json::json!([KEY]));
+    for (flags, code, why) in [
+        ("--host without", 1, "has no key to seal to"),
+        (
+            "--host-group edge",
+            1,
+            "host 'without' has no key to seal to",
+        ),
+        (
+            "--host nobody --wait 500ms",
+            4,
+            "host 'nobody' did not answer within 500ms",
+        ),
+        (
+            "--host-group none --wait 500ms",
+            4,
+            "no host of group 'none' answered",
+        ),
+    ] {
+        let ran = hosts.run(&nats, &seal(flags)).await;
+        assert_eq!(ran.code, code, "{flags}: {}", ran.stderr);
+        let message = ran.envelope()["message"].as_str().unwrap().to_owned();
+        assert!(
+            message.contains(why) && !message.contains("canary"),
+            "{message}"
+        );
+    }
+    // A key needs nobody to ask.
+    let ran = run(&seal(&format!("--key {KEY} --nats-url nats://127.0.0.1:1"))).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for (flags, why) in [
+        ("--key XAJ", "is not the key of a host"),
+        (&format!("--key {KEY} --put vault"), "must be BUCKET/KEY"),
+        (&format!("--key {KEY} --manifest"), "apiVersion"),
+    ] {
+        let ran = run(&seal(flags)).await;
+        assert_eq!(ran.code, 2, "{flags}: {}", ran.stdout);
+        let text = ran.stdout + &ran.stderr;
+        assert!(text.contains(why), "{text}");
+    }
+    std::fs::write(&file, "\n").unwrap();
+    let ran = run(&seal(&format!("--key {KEY}"))).await;
+    assert_eq!(ran.code, 2, "{}", ran.stdout);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod gates;
 pub mod oci;
 mod reading;
 pub mod reference;
+mod registries;
 mod resolved;
 
 use std::collections::HashMap;
@@ -26,12 +27,15 @@ pub use credentials::Credentials;
 pub use error::Error;
 pub use oci::{Progress, Pulled, RegistryOptions, pull, push};
 pub use reference::{Digest, Image, Reference};
+pub use registries::{
+    Mirror, NoRegistry, Registries, RegistryConfig, RegistryCredentials, RegistryHost,
+};
 pub use resolved::{Artifact, Resolved};
 
 use crate::config::{ArtifactConfig, Limits};
 use cache::{Known, Store, Who};
 use gates::Gates;
-use oci::{ATTEMPTS, Client, Session};
+use oci::{ATTEMPTS, Client, Sources};
 use reading::Reader;
 use resolved::{Landed, Source};
 
@@ -98,13 +102,7 @@ impl Artifacts {
     /// [`Error::Cache`] if the directory cannot be used, [`Error::Client`] for unusable authorities.
     pub fn open(config: ArtifactConfig, limits: &Limits) -> Result<Self> {
         let bytes_max = limits.artifact_bytes_max;
-        let client = Client::new(&RegistryOptions {
-            allow_insecure: config.allow_insecure,
-            ca: config.ca,
-            credentials: None,
-            timeout: config.pull_timeout,
-            bytes_max,
-        });
+        let client = Client::new(&config.registry_options(bytes_max));
         let store = Store::open(&config.dir, config.budget_bytes, bytes_max)?;
         let inner = Inner {
             reader: Reader::new(store.clone(), reading::ROOM_BYTES),
@@ -262,9 +260,10 @@ impl Inner {
         let _registry = self.registries.pass(image.registry().to_owned()).await;
         let _pull = self.pulls.clone().acquire_owned().await;
         let failed = |error| Error::pull(&image, error);
-        let mut session = Session::new(&self.client, &image, credentials).await;
+        let sources = Sources::new(&self.client, &image, credentials).await;
+        let mut sources = sources.map_err(failed)?;
         let attempts = if fallback.is_some() { 1 } else { ATTEMPTS };
-        let (known, stale) = match (session.resolve(fallback.as_ref(), attempts).await, fallback) {
+        let (known, stale) = match (sources.resolve(fallback.as_ref(), attempts).await, fallback) {
             (Ok(known), _) => (known, false),
             (Err(error), Some(known)) if error.is_transient() => {
                 tracing::warn!(%image, %error, "registry not reached, using what it said last");
@@ -287,7 +286,7 @@ impl Inner {
             Some(pin) => (pin, true),
             None => {
                 let report = |now| _ = progress.send(now);
-                let pin = self.download(&mut session, &image, known, &report);
+                let pin = self.download(&mut sources, &image, known, &report);
                 (pin.await?, false)
             }
         };
@@ -308,7 +307,7 @@ impl Inner {
     /// From the registry into the cache, never all of it in memory.
     async fn download(
         &self,
-        session: &mut Session<'_>,
+        sources: &mut Sources<'_>,
         image: &Image,
         known: Known,
         report: &(dyn Fn(Progress) + Send + Sync),
@@ -324,7 +323,7 @@ impl Inner {
         let failed = |error| Error::pull(image, error);
         let temp = self.store.temp().map_err(|error| failed(error.into()))?;
         let file = temp.reopen().map_err(|error| failed(error.into()))?;
-        let file = session
+        let file = sources
             .download(&known, file, report)
             .await
             .map_err(failed)?;

@@ -6,6 +6,7 @@
 mod download;
 mod error;
 mod session;
+mod sources;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,11 @@ use serde_json::json;
 
 use super::credentials::{Credentials, Docker};
 use super::reference::{Digest, Image};
+use super::registries::{Mirror, Registries, RegistryCredentials, RegistryHost};
 pub(crate) use download::ATTEMPTS;
 pub use error::Error;
-pub(crate) use session::Session;
+use session::Session;
+pub(crate) use sources::Sources;
 
 const WASM: &str = "application/wasm";
 const CONFIG: &str = "application/vnd.wasm.config.v0+json";
@@ -49,6 +52,8 @@ pub struct RegistryOptions {
     pub allow_insecure: bool,
     /// PEM files of authorities to trust besides the public ones.
     pub ca: Vec<PathBuf>,
+    /// What is different with single registries.
+    pub registries: Registries,
     /// Instead of those of `docker login`.
     pub credentials: Option<Credentials>,
     /// How long to wait without progress.
@@ -80,10 +85,10 @@ pub async fn pull(
     let image: Image = image.parse()?;
     let pull = async {
         let client = Client::new(options)?;
-        let mut session = Session::new(&client, &image, options.credentials.clone()).await;
-        let known = session.resolve(None, ATTEMPTS).await?;
+        let mut sources = Sources::new(&client, &image, options.credentials.clone()).await?;
+        let known = sources.resolve(None, ATTEMPTS).await?;
         let file = tempfile::tempfile()?;
-        let mut file = session
+        let mut file = sources
             .download(&known, file, &|now| progress.iter().for_each(|f| f(now)))
             .await?;
         let mut bytes = Vec::new();
@@ -138,7 +143,7 @@ pub async fn push(
     });
     let push = async {
         let client = Client::new(options)?;
-        let mut session = Session::new(&client, &image, options.credentials.clone()).await;
+        let mut session = Session::new(&client, &image, options.credentials.clone()).await?;
         session.ask_to_push();
         session.upload(config, &|_| {}).await?;
         session
@@ -152,51 +157,102 @@ pub async fn push(
     Ok(digest.to_string())
 }
 
-/// The HTTP client, for any registry.
+/// The HTTP clients of all registries. Shape: cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Client {
-    http: reqwest::Client,
+    /// Those that nothing is said about.
+    others: Arc<Endpoint>,
+    registries: BTreeMap<RegistryHost, Arc<Endpoint>>,
     docker: Docker,
-    scheme: &'static str,
     timeout: Duration,
     bytes_max: u64,
+}
+
+/// How one registry is spoken to.
+struct Endpoint {
+    http: reqwest::Client,
+    scheme: &'static str,
+    credentials: Option<RegistryCredentials>,
+    mirrors: Vec<Mirror>,
 }
 
 impl Client {
     pub(crate) fn new(options: &RegistryOptions) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        for path in &options.ca {
-            let refused = |source| Error::Authorities {
-                path: path.clone(),
-                source,
+        trust(&mut roots, &options.ca)?;
+        let others = Endpoint {
+            http: http(roots.clone(), options.allow_insecure)?,
+            scheme: scheme(options.allow_insecure),
+            credentials: None,
+            mirrors: Vec::new(),
+        };
+        let mut registries = BTreeMap::new();
+        for (host, registry) in &options.registries {
+            let plain = registry.plain_http.unwrap_or(options.allow_insecure);
+            let http = match (plain == options.allow_insecure, registry.ca.is_empty()) {
+                // Connections are kept by server, so they can share.
+                (true, true) => others.http.clone(),
+                _ => {
+                    let mut roots = roots.clone();
+                    trust(&mut roots, &registry.ca)?;
+                    http(roots, plain)?
+                }
             };
-            let certificates = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|error| refused(Some(error)))?;
-            if roots.add_parsable_certificates(certificates).0 == 0 {
-                return Err(refused(None));
-            }
+            let endpoint = Endpoint {
+                http,
+                scheme: scheme(plain),
+                credentials: registry.credentials.clone(),
+                mirrors: registry.mirrors.clone(),
+            };
+            registries.insert(host.clone(), Arc::new(endpoint));
         }
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(roots))
-            .https_only(!options.allow_insecure)
-            .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
-            .user_agent(concat!("washlet/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(Error::Setup)?;
         Ok(Self {
-            http,
+            others: Arc::new(others),
+            registries,
             docker: Docker::new(),
-            scheme: if options.allow_insecure {
-                "http"
-            } else {
-                "https"
-            },
             timeout: options.timeout,
             bytes_max: options.bytes_max,
         })
     }
+
+    fn endpoint(&self, registry: &str) -> &Endpoint {
+        self.registries.get(registry).unwrap_or(&self.others)
+    }
+
+    fn mirrors(&self, registry: &str) -> &[Mirror] {
+        &self.endpoint(registry).mirrors
+    }
+}
+
+fn scheme(plain: bool) -> &'static str {
+    if plain { "http" } else { "https" }
+}
+
+fn trust(roots: &mut rustls::RootCertStore, files: &[PathBuf]) -> Result<()> {
+    for path in files {
+        let refused = |source| Error::Authorities {
+            path: path.clone(),
+            source,
+        };
+        let certificates = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| refused(Some(error)))?;
+        if roots.add_parsable_certificates(certificates).0 == 0 {
+            return Err(refused(None));
+        }
+    }
+    Ok(())
+}
+
+fn http(roots: rustls::RootCertStore, plain: bool) -> Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls(roots))
+        .https_only(!plain)
+        .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
+        .user_agent(concat!("washlet/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(Error::Setup)
 }
 
 fn tls(roots: rustls::RootCertStore) -> rustls::ClientConfig {

@@ -14,6 +14,7 @@
 
 pub(crate) mod actor;
 mod redelivery;
+pub mod sealed;
 pub mod spec;
 
 use std::fmt;

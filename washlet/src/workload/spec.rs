@@ -2,6 +2,7 @@
 //! path of its field.
 
 use capabilities::messaging::{self, Redelivery};
+use capabilities::secrets::{Opener, Unopened};
 use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
 use engine::wit::WitInterface;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use subjects::WorkloadId;
 use subjects::wire;
 
+use super::sealed;
 use crate::artifact::{Credentials, PullPolicy};
 use crate::trigger::Triggers;
 use crate::trigger::http::Names;
@@ -54,6 +56,8 @@ pub struct Terms<'a> {
     pub backends: &'a capabilities::plugin::Plugins,
     /// Whether there is an HTTP listener.
     pub ingress: bool,
+    /// What opens sealed values.
+    pub opener: &'a dyn Opener,
 }
 
 /// A start request that can be honoured.
@@ -160,6 +164,14 @@ pub enum Error {
         /// All bad entries; shown in the text, because operators match on it.
         source: InvalidEntries,
     },
+    /// A sealed value that does not open here.
+    #[error("{path} cannot be opened")]
+    Sealed {
+        /// As for [`Refused`](Self::Refused).
+        path: String,
+        /// Why.
+        source: Unopened,
+    },
     /// Host interfaces that nothing serves.
     #[error("requested interfaces that are not available on this host: {}", .0.join(", "))]
     Unavailable(Vec<String>),
@@ -177,8 +189,14 @@ impl WorkloadSpec {
     ///
     /// # Errors
     /// [`Error`], for the first field that cannot be honoured.
-    pub fn new(id: WorkloadId, workload: wire::Workload, terms: &Terms<'_>) -> Result<Self, Error> {
+    pub fn new(
+        id: WorkloadId,
+        mut workload: wire::Workload,
+        terms: &Terms<'_>,
+    ) -> Result<Self, Error> {
+        // As it came: it is shown, and must not tell of what is sealed.
         let content = Sha256::digest(workload.encode()).into();
+        sealed::open(&mut workload, terms.opener)?;
         if workload.service.is_some() {
             return refused(
                 "workload.service",
@@ -666,6 +684,7 @@ mod tests {
             triggers: &Triggers::default(),
             backends: &backends,
             ingress: true,
+            opener: &crate::seal::SealKey::ephemeral().unwrap(),
         };
         WorkloadSpec::new(WorkloadId::new("w").unwrap(), workload, &terms)
     }

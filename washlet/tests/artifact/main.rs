@@ -6,6 +6,7 @@
 )]
 
 mod hostile;
+mod mirrors;
 mod registry;
 mod served;
 
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use washlet::artifact::{Artifact, Artifacts, Credentials, Error, Fetch, PullPolicy};
+use washlet::artifact::{Artifact, Artifacts, Credentials, Error, Fetch, PullPolicy, Registries};
 use washlet::artifact::{RegistryOptions, oci};
 use washlet::config::{ArtifactConfig, Limits};
 
@@ -35,6 +36,7 @@ fn config(dir: &Path) -> ArtifactConfig {
         budget_bytes: 1 << 30,
         allow_insecure: true,
         ca: Vec::new(),
+        registries: Registries::new(),
         pull_timeout: Duration::from_secs(20),
         allow_file: false,
     }
@@ -44,6 +46,7 @@ fn options(credentials: Option<Credentials>) -> RegistryOptions {
     RegistryOptions {
         allow_insecure: true,
         ca: Vec::new(),
+        registries: Registries::new(),
         credentials,
         timeout: Duration::from_secs(20),
         bytes_max: 8 << 20,

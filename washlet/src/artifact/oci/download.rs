@@ -143,6 +143,7 @@ impl Session<'_> {
         &mut self,
         known: &Known,
         file: std::fs::File,
+        attempts: u32,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<std::fs::File> {
         let file = tokio::fs::File::from_std(file);
@@ -152,7 +153,7 @@ impl Session<'_> {
             received: 0,
         };
         let mut attempts = Attempts {
-            left: ATTEMPTS,
+            left: attempts,
             number: 0,
         };
         while let Err(error) = self.try_download(known, &mut download, progress).await {

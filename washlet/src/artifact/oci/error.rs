@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::artifact::credentials::CredentialsError;
 use crate::artifact::reference::Digest;
 
 /// What went wrong between us and a registry. Never contains credentials, nor free text of the registry.
@@ -20,7 +21,9 @@ pub enum Error {
         source: reqwest::Error,
     },
     /// HTTPS was answered by HTTP.
-    #[error("registry \"{0}\" speaks plain HTTP, which needs `--allow-insecure-registries`")]
+    #[error(
+        "registry \"{0}\" speaks plain HTTP, which needs `plainHttp: true` in `--registries-config`, or `--allow-insecure-registries`"
+    )]
     PlainHttp(String),
     /// Too little arrived in the time given.
     #[error("registry \"{registry}\" made no progress in {timeout:?}")]
@@ -111,6 +114,22 @@ pub enum Error {
         /// Why, unless it is just empty.
         source: Option<rustls::pki_types::pem::Error>,
     },
+    /// The host's own credentials cannot be used.
+    #[error("the credentials for registry \"{registry}\" in --registries-config cannot be used")]
+    Credentials {
+        /// `host[:port]`.
+        registry: String,
+        /// Why.
+        source: CredentialsError,
+    },
+    /// Neither the registry nor one of its mirrors gave it.
+    #[error("no mirror gave it ({mirrors})")]
+    Mirrors {
+        /// What each said.
+        mirrors: String,
+        /// What the registry said.
+        source: Box<Error>,
+    },
     /// The HTTP client cannot be set up.
     #[error("HTTP client cannot be set up")]
     Setup(#[source] reqwest::Error),
@@ -135,6 +154,7 @@ impl Error {
             Self::Status { status, .. } => {
                 status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
             }
+            Self::Mirrors { source, .. } => source.is_transient(),
             _ => false,
         }
     }

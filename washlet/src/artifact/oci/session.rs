@@ -7,17 +7,24 @@ use reqwest::{Request, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Client, Error, Result};
+use super::{Client, Endpoint, Error, Result};
 use crate::artifact::credentials::Credentials;
 use crate::artifact::reference::{Image, quote};
+use crate::artifact::registries::Mirror;
 
 /// The largest answer of a token server and the largest error, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// One image of one registry, with what was found out about signing in.
-pub(crate) struct Session<'a> {
+pub(super) struct Session<'a> {
     pub(super) client: &'a Client,
     pub(super) image: &'a Image,
+    /// How it is spoken to.
+    endpoint: &'a Endpoint,
+    /// `host[:port]`: that of the image, or of a mirror.
+    registry: &'a str,
+    /// That of the image, perhaps below a path of a mirror.
+    repository: String,
     credentials: Option<Credentials>,
     /// What a token is asked for.
     actions: &'static str,
@@ -32,23 +39,63 @@ enum Authorization {
 }
 
 impl<'a> Session<'a> {
-    /// Without credentials those of `docker login` are used.
-    pub(crate) async fn new(
+    /// At the image's own registry. Without credentials those of the host are used.
+    pub(super) async fn new(
         client: &'a Client,
         image: &'a Image,
         credentials: Option<Credentials>,
-    ) -> Self {
+    ) -> Result<Self> {
+        let repository = image.repository().to_owned();
+        Self::open(client, image, image.registry(), repository, credentials).await
+    }
+
+    /// At a mirror, with the host's own credentials.
+    pub(super) async fn at(
+        client: &'a Client,
+        image: &'a Image,
+        mirror: &'a Mirror,
+    ) -> Result<Self> {
+        let repository = match mirror.path.is_empty() {
+            true => image.repository().to_owned(),
+            false => format!("{}/{}", mirror.path, image.repository()),
+        };
+        Self::open(client, image, mirror.registry.as_str(), repository, None).await
+    }
+
+    async fn open(
+        client: &'a Client,
+        image: &'a Image,
+        registry: &'a str,
+        repository: String,
+        credentials: Option<Credentials>,
+    ) -> Result<Self> {
+        let endpoint = client.endpoint(registry);
         let credentials = match credentials.filter(|given| !given.is_empty()) {
             Some(given) => Some(given),
-            None => client.docker.credentials(image.registry()).await,
+            None => {
+                let configured = endpoint.credentials.as_ref();
+                let found = client.docker.credentials(registry, configured).await;
+                found.map_err(|source| Error::Credentials {
+                    registry: registry.to_owned(),
+                    source,
+                })?
+            }
         };
-        Self {
+        Ok(Self {
             client,
             image,
+            endpoint,
+            registry,
+            repository,
             credentials,
             actions: "pull",
             authorization: None,
-        }
+        })
+    }
+
+    /// `host[:port]` of who is asked.
+    pub(super) fn registry(&self) -> &str {
+        self.registry
     }
 
     /// Tokens are asked for with the right to push.
@@ -88,7 +135,7 @@ impl<'a> Session<'a> {
         let ours = self
             .url("")
             .is_ok_and(|url| url.origin() == request.url().origin());
-        let request = RequestBuilder::from_parts(self.client.http.clone(), request);
+        let request = RequestBuilder::from_parts(self.endpoint.http.clone(), request);
         match self.authorization.as_ref().filter(|_| ours) {
             Some(Authorization::Basic(Credentials { username, password })) => {
                 request.basic_auth(username, Some(password))
@@ -100,8 +147,8 @@ impl<'a> Session<'a> {
 
     pub(super) async fn checked(&self, answer: Response, what: &str) -> Result<Response> {
         let status = answer.status();
-        let registry = self.image.registry().to_owned();
-        let repository = self.image.repository().to_owned();
+        let registry = self.registry.to_owned();
+        let repository = self.repository.clone();
         match status {
             _ if status.is_success() => Ok(answer),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -152,12 +199,12 @@ impl<'a> Session<'a> {
             .and_then(|realm| Url::parse(realm).ok());
         let mut url =
             realm.ok_or_else(|| self.protocol("a challenge without a realm".to_owned()))?;
-        let scope = format!("repository:{}:{}", self.image.repository(), self.actions);
+        let scope = format!("repository:{}:{}", self.repository, self.actions);
         url.query_pairs_mut().append_pair("scope", &scope);
         if let Some(service) = bearer.parameters.get("service") {
             url.query_pairs_mut().append_pair("service", service);
         }
-        let mut request = self.client.http.get(url);
+        let mut request = self.endpoint.http.get(url);
         if let Some(Credentials { username, password }) = &self.credentials {
             request = request.basic_auth(username, Some(password));
         }
@@ -203,21 +250,21 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn url(&self, rest: &str) -> Result<Url> {
-        let Client { scheme, .. } = self.client;
-        let (registry, repository) = (self.image.registry(), self.image.repository());
+        let scheme = self.endpoint.scheme;
+        let (registry, repository) = (self.registry, &self.repository);
         Url::parse(&format!("{scheme}://{registry}/v2/{repository}/{rest}"))
             .map_err(|error| self.protocol(format!("no address: {error}")))
     }
 
     pub(super) fn protocol(&self, what: String) -> Error {
         Error::Protocol {
-            registry: self.image.registry().to_owned(),
+            registry: self.registry.to_owned(),
             what,
         }
     }
 
     pub(super) fn stalled(&self) -> Error {
-        let registry = self.image.registry().to_owned();
+        let registry = self.registry.to_owned();
         Error::Stalled {
             registry,
             timeout: self.client.timeout,
@@ -225,7 +272,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn unreachable(&self, error: reqwest::Error) -> Error {
-        let registry = self.image.registry().to_owned();
+        let registry = self.registry.to_owned();
         if answered_in_plain_text(&error) {
             return Error::PlainHttp(registry);
         }
