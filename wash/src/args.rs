@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use subjects::{HostId, WorkloadId};
 use washlet::config::{NatsAuth, NatsConfig};
@@ -445,6 +446,19 @@ fn inbox_prefix(text: &str) -> Result<String, String> {
 }
 
 /// A list of NATS addresses; the text never repeats the value, which may hold a password.
+/// Takes user and password out of the URL that `error` repeats.
+pub(crate) fn conceal(error: &mut clap::Error) {
+    let argument = error.get(ContextKind::InvalidArg);
+    let url = argument.is_some_and(|argument| argument.to_string().contains("-url"));
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some((_, server)) = value.rsplit_once('@')
+        && url
+    {
+        let shown = ContextValue::String(format!("***@{server}"));
+        error.insert(ContextKind::InvalidValue, shown);
+    }
+}
+
 fn nats_url(text: &str) -> Result<String, String> {
     for url in text.split(',') {
         let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
