@@ -9,6 +9,7 @@
 //! | [`workload`] | what to ask a host to run |
 //! | [`http`] | requests to a host |
 //! | [`nats`] | a `nats-server` with JetStream |
+//! | [`accounts`] | who may connect to it, and until when |
 //! | [`postgres`] | a Postgres server |
 //! | [`registry`] | an OCI registry |
 //! | [`proxy`] | a TCP proxy that counts, pauses and cuts |
@@ -16,6 +17,7 @@
 //! | [`tools`] | where the server binaries are |
 //! | [`wait`] | waits on a state, with a deadline |
 
+pub mod accounts;
 pub mod http;
 pub mod nats;
 pub mod postgres;

@@ -16,6 +16,9 @@ pub(crate) mod start;
 pub(crate) use host::{DevArgs, HostArgs, Profile, TrustRoots};
 pub(crate) use start::{Interface, ReplyArgs, StartArgs};
 
+/// How long a NATS server may say nothing before it is asked for a sign of life.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The command line.
 #[derive(Parser)]
 #[command(
@@ -409,7 +412,8 @@ macro_rules! nats_server {
             fn config(&self, auth: NatsAuth) -> NatsConfig {
                 let identity = self.tls_cert.clone().zip(self.tls_key.clone());
                 let tls = washlet::config::NatsTls { ca: self.tls_ca.clone(), identity, first: self.tls_first };
-                NatsConfig { url: self.url.clone(), tls, auth, inbox_prefix: self.inbox_prefix.clone() }
+                let inbox_prefix = self.inbox_prefix.clone();
+                NatsConfig { url: self.url.clone(), tls, auth, inbox_prefix, ping_interval: $crate::args::PING_INTERVAL }
             }
         }
     };

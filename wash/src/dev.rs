@@ -95,6 +95,7 @@ fn config(args: &DevArgs, work: &Path) -> Result<Config, Failure> {
             tls: NatsTls::default(),
             auth: NatsAuth::None,
             inbox_prefix: None,
+            ping_interval: crate::args::PING_INTERVAL,
         },
         heartbeat_interval: Duration::from_secs(15),
         http: Some(HttpConfig {

@@ -59,6 +59,9 @@ pub struct NatsConfig {
     pub auth: NatsAuth,
     /// What subjects of answers to us begin with; `_INBOX` unless given.
     pub inbox_prefix: Option<String>,
+    /// How long a server may say nothing before it is asked for a sign of life. One that is silent for three
+    /// times as long is connected to anew.
+    pub ping_interval: Duration,
 }
 
 impl std::fmt::Debug for NatsConfig {

@@ -33,6 +33,7 @@ async fn host(dir: &Path) -> Result<Washlet> {
             tls: NatsTls::default(),
             auth: NatsAuth::None,
             inbox_prefix: None,
+            ping_interval: Duration::from_secs(5),
         },
         heartbeat_interval: Duration::from_secs(15),
         http: None,
