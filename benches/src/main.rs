@@ -6,6 +6,9 @@
 //! | [`latency`] | answers at half of the rate that the host can bear |
 //! | [`overload`] | four times as much as the host can take |
 //! | [`starts`] | starting workloads beside bare NATS requests; the first start of an image |
+//! | [`starvation`] | answers to commands when guests leave no processor |
+//! | [`restore`] | a killed host until all that ran serves again |
+//! | [`drain`] | requests while one of two hosts leaves |
 //! | [`density`] | an idle host, and hosts with up to 10,000 workloads |
 //! | [`keyvalue`] | key-value through components beside `async-nats` |
 //! | [`blob`] | objects through a component beside `async-nats` |
@@ -37,6 +40,7 @@ use tokio::{
 
 mod blob;
 mod density;
+mod drain;
 mod http;
 mod instructions;
 mod invoke;
@@ -48,13 +52,16 @@ mod overload;
 mod postgres;
 mod proc;
 mod report;
+mod restore;
 mod server;
 mod starts;
+mod starvation;
 
 const USAGE: &str = "\
 Usage: benches [ROW].. [OPTIONS]
 
-Rows: http, latency, overload, starts, density, keyvalue, blob, messaging, instructions
+Rows: http, latency, overload, starts, starvation, restore, drain, density, keyvalue, blob, messaging,
+      instructions
 
   --short       shows that it works, not how fast
   --rounds N    how often each side is measured, 3..=99 [default: 5; 3 with --short]
@@ -66,11 +73,14 @@ it; without them their rows are left out. `cargo xtask bench` sets both.
 ";
 
 /// What can be measured.
-const ROWS: [&str; 9] = [
+const ROWS: [&str; 12] = [
     "http",
     "latency",
     "overload",
     "starts",
+    "starvation",
+    "restore",
+    "drain",
     "density",
     "keyvalue",
     "blob",
@@ -149,6 +159,9 @@ async fn all(options: &Options) -> Result<()> {
             "latency" => latency::measure(options).await,
             "overload" => overload::measure(options).await,
             "starts" => starts::measure(options).await,
+            "starvation" => starvation::measure(options).await,
+            "restore" => restore::measure(options).await,
+            "drain" => drain::measure(options).await,
             "density" => density::measure(options).await,
             "keyvalue" => keyvalue::measure(options).await,
             "blob" => blob::measure(options).await,

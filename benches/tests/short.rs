@@ -61,12 +61,15 @@ fn every_row_has_figures() {
         [
             "blob",
             "density",
+            "drain",
             "http",
             "keyvalue",
             "latency",
             "messaging",
             "overload",
-            "starts"
+            "restore",
+            "starts",
+            "starvation"
         ]
     );
     for row in ["keyvalue", "blob"] {

@@ -2,7 +2,8 @@
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::{
-    GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
+    GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind, RequestError,
+    RequestErrorKind,
 };
 use async_nats::jetstream::stream::{
     ConsumerError, ConsumerErrorKind, DirectGetError, DirectGetErrorKind, LastRawMessageError,
@@ -125,6 +126,13 @@ fn what_happened(error: &(dyn std::error::Error + 'static)) -> Happened {
                     return Happened::NoResponders;
                 }
                 DirectGetErrorKind::TimedOut => return Happened::NoAnswer,
+                _ => {}
+            }
+        }
+        if let Some(error) = error.downcast_ref::<RequestError>() {
+            match error.kind() {
+                RequestErrorKind::NoResponders => return Happened::NoResponders,
+                RequestErrorKind::TimedOut => return Happened::NoAnswer,
                 _ => {}
             }
         }

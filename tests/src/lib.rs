@@ -9,13 +9,17 @@
 //! | [`workload`] | what to ask a host to run |
 //! | [`http`] | requests to a host |
 //! | [`nats`] | a `nats-server` with JetStream |
+//! | [`accounts`] | who may connect to it, and until when |
 //! | [`postgres`] | a Postgres server |
 //! | [`registry`] | an OCI registry |
-//! | [`proxy`] | a TCP proxy that counts, pauses and cuts |
+//! | [`balance`] | clients of a load balancer |
+//! | [`proxy`] | a TCP proxy that counts, pauses, slows down and cuts |
 //! | [`process`] | a child process and what it printed |
 //! | [`tools`] | where the server binaries are |
 //! | [`wait`] | waits on a state, with a deadline |
 
+pub mod accounts;
+pub mod balance;
 pub mod http;
 pub mod nats;
 pub mod postgres;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::{
+    accounts::{Account, Operator},
     process::{Process, Signal},
     tools, wait,
 };
@@ -19,6 +20,8 @@ pub struct NatsServer {
     port: u16,
     config: String,
     dir: TempDir,
+    /// What [`NatsServer::client`] shows.
+    creds: Option<String>,
 }
 
 impl NatsServer {
@@ -31,7 +34,7 @@ impl NatsServer {
     }
 
     /// Starts a server with `config_lines` added to its configuration file, such as
-    /// `authorization { token: "t" }` or a `tls { .. }` block.
+    /// `authorization { token: "t" }` or a `tls { .. }` block; `jetstream: disabled` counts, too.
     ///
     /// # Errors
     /// As for [`start`](Self::start).
@@ -43,7 +46,18 @@ impl NatsServer {
             port,
             config: config_lines.to_owned(),
             dir,
+            creds: None,
         })
+    }
+
+    /// Starts a server for users of `account`, and nobody else.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_for(operator: &Operator, account: &Account) -> Result<Self> {
+        let mut server = Self::start_with(&operator.config_lines(account)?).await?;
+        server.creds = Some(account.creds(None)?);
+        Ok(server)
     }
 
     /// `nats://127.0.0.1:<port>`, the same after a restart.
@@ -69,6 +83,11 @@ impl NatsServer {
     /// Goes on after [`pause`](Self::pause).
     pub fn resume(&mut self) {
         self.process.signal(Signal::CONT);
+    }
+
+    /// Has it close its connections one after the other and end, as before maintenance.
+    pub fn lame_duck(&mut self) {
+        self.process.signal(Signal::USR2);
     }
 
     /// Kills it if it runs, and starts it again with the same port, data and configuration.
@@ -102,12 +121,17 @@ impl NatsServer {
         self.process.stderr.text()
     }
 
-    /// A client of this server, without credentials.
+    /// A client of this server, with credentials only if it was [started for](Self::start_for) an account.
     ///
     /// # Errors
     /// When the server does not accept it.
     pub async fn client(&self) -> Result<async_nats::Client> {
-        async_nats::connect(self.url())
+        let options = match &self.creds {
+            Some(creds) => async_nats::ConnectOptions::with_credentials(creds)?,
+            None => async_nats::ConnectOptions::new(),
+        };
+        options
+            .connect(self.url())
             .await
             .context("failed to connect to the NATS server")
     }

@@ -1,8 +1,12 @@
-//! A TCP proxy that counts, pauses and cuts.
+//! A TCP proxy that counts, pauses, slows down and cuts.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -13,8 +17,13 @@ use tokio::{
     task::JoinSet,
 };
 
+/// How long what a slow link forwards at once takes it.
+const SLOW_STEP: Duration = Duration::from_millis(50);
+
 /// Stands between a client and a server: forwards bytes, counts them, holds them back, or closes
 /// every connection. Stops when dropped.
+///
+/// What is held back is not lost: like a network that is interrupted, it delivers once it can.
 pub struct Proxy {
     address: String,
     mode: watch::Sender<Mode>,
@@ -25,6 +34,10 @@ pub struct Proxy {
 #[derive(Clone, Copy, Default)]
 struct Mode {
     paused: bool,
+    /// Holds back what servers say.
+    muted: bool,
+    /// In each direction of a connection.
+    bytes_per_s: Option<NonZeroU32>,
     /// Connections made under an older number are closed.
     cuts: u64,
 }
@@ -71,9 +84,25 @@ impl Proxy {
         self.mode.send_modify(|mode| mode.paused = true);
     }
 
-    /// Forwards again, first what was held back.
+    /// Accepts connections, but forwards no byte that the server sends from now on.
+    pub fn mute(&self) {
+        self.mode.send_modify(|mode| mode.muted = true);
+    }
+
+    /// Forwards at most so many bytes per second from now on, in each direction of a connection.
+    pub fn slow(&self, bytes_per_s: NonZeroU32) {
+        self.mode
+            .send_modify(|mode| mode.bytes_per_s = Some(bytes_per_s));
+    }
+
+    /// Forwards again as fast as it can, first what was held back.
     pub fn resume(&self) {
-        self.mode.send_modify(|mode| mode.paused = false);
+        self.mode.send_modify(|mode| {
+            *mode = Mode {
+                cuts: mode.cuts,
+                ..Mode::default()
+            };
+        });
     }
 
     /// Closes every connection there is; new ones are accepted.
@@ -124,8 +153,14 @@ async fn connection(
         let (from_server, to_server) = server.into_split();
         let upward = Seen::default();
         tokio::try_join!(
-            copy(from_client, to_server, up, &upward),
-            copy(from_server, to_client, down, &seen),
+            copy(from_client, to_server, up, |mode| mode.paused, &upward),
+            copy(
+                from_server,
+                to_client,
+                down,
+                |mode| mode.paused || mode.muted,
+                &seen
+            ),
         )
     };
     tokio::select! {
@@ -138,16 +173,27 @@ async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut mode: watch::Receiver<Mode>,
+    held: impl Fn(&Mode) -> bool,
     seen: &Seen,
 ) -> std::io::Result<()> {
     let mut chunk = vec![0; 16 << 10];
     loop {
         let read = from.read(&mut chunk).await?;
-        let gone = mode.wait_for(|mode| !mode.paused).await.is_err();
+        let gone = mode.wait_for(|mode| !held(mode)).await.is_err();
         if read == 0 || gone {
             return to.shutdown().await;
         }
-        to.write_all(chunk.get(..read).unwrap_or_default()).await?;
-        seen.bytes.fetch_add(read as u64, Ordering::SeqCst);
+        let mut rest = chunk.get(..read).unwrap_or_default();
+        while !rest.is_empty() {
+            let rate = mode.borrow().bytes_per_s;
+            let step = rate.map_or(usize::MAX, |rate| (rate.get() / 20).max(1) as usize);
+            let (part, later) = rest.split_at(step.min(rest.len()));
+            to.write_all(part).await?;
+            seen.bytes.fetch_add(part.len() as u64, Ordering::SeqCst);
+            if rate.is_some() {
+                tokio::time::sleep(SLOW_STEP).await;
+            }
+            rest = later;
+        }
     }
 }

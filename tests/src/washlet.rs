@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::{
+    http,
     nats::NatsServer,
     process::{Process, Signal},
     registry::Registry,
@@ -121,15 +122,30 @@ impl Washlet {
         variables: &[(&str, &str)],
     ) -> Result<Self> {
         let url = nats.url();
+        Self::start_at(nats, [&url, &url], args, variables).await
+    }
+
+    /// As [`start_with`](Self::start_with), for a host that finds the server for commands at the first of
+    /// `urls` and that for data at the second. Its first heartbeat is waited for at `nats`.
+    ///
+    /// # Errors
+    /// As for [`Fleet::host`].
+    pub async fn start_at(
+        nats: &NatsServer,
+        urls: [&str; 2],
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let [scheduler, data] = urls;
         let own = [
             "host",
             "--allow-insecure-registries",
             "--data-nats-url",
-            &url,
+            data,
         ];
         let args: Vec<_> = own.iter().chain(args).copied().collect();
         let program = Program::new(tools::built("wash")?, &args, variables);
-        Self::launched(nats, program).await
+        Self::launched(nats, scheduler, program).await
     }
 
     /// As [`start`](Self::start), for a host that is not `wash host`: `program` knows the options
@@ -138,14 +154,15 @@ impl Washlet {
     /// # Errors
     /// As for [`Fleet::host`].
     pub async fn start_program(nats: &NatsServer, program: &Path, args: &[&str]) -> Result<Self> {
-        Self::launched(nats, Program::new(program.to_owned(), args, &[])).await
+        let program = Program::new(program.to_owned(), args, &[]);
+        Self::launched(nats, &nats.url(), program).await
     }
 
-    async fn launched(nats: &NatsServer, mut program: Program) -> Result<Self> {
+    async fn launched(nats: &NatsServer, scheduler: &str, mut program: Program) -> Result<Self> {
         let client = nats.client().await?;
         let common = [
             "--scheduler-nats-url",
-            &nats.url(),
+            scheduler,
             "--http-addr",
             "127.0.0.1:0",
         ];
@@ -227,6 +244,43 @@ impl Washlet {
     /// What it logged.
     pub fn log(&self) -> String {
         self.process.stderr.text()
+    }
+
+    /// What it answers at `path` of its admin endpoint: the status, and the text.
+    ///
+    /// # Errors
+    /// When it has none (`--admin-addr`), or does not answer.
+    pub async fn admin(&self, path: &str) -> Result<(u16, String)> {
+        let address = wait::until(wait::SOON, "the admin endpoint is up", async || {
+            let log = self
+                .process
+                .stderr
+                .after("serving the admin endpoint address=");
+            log.map(|address| address.trim().to_owned())
+        })
+        .await?;
+        let url = format!("http://{address}{path}");
+        let response = http::client()?.get(url).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Returns when the process has ended.
+    ///
+    /// # Errors
+    /// When it still runs after half a minute.
+    pub async fn gone(&self) -> Result<()> {
+        let file = format!("/proc/{}/stat", self.pid());
+        wait::until(wait::SOON, "the host has ended", async || {
+            // Who has ended is a zombie until it is waited for.
+            let stat = std::fs::read_to_string(&file).unwrap_or_default();
+            (stat.is_empty() || stat.contains(") Z ")).then_some(())
+        })
+        .await
+    }
+
+    /// What it printed on standard output.
+    pub fn printed(&self) -> String {
+        self.process.stdout.text()
     }
 
     /// The process id.

@@ -1,6 +1,8 @@
 //! The harness itself: what the other tests lean on.
 
-use anyhow::{Result, bail};
+use std::num::NonZeroU32;
+
+use anyhow::{Context, Result, bail};
 use fleet::{
     nats::NatsServer, postgres::PostgresServer, proxy::Proxy, registry, registry::Registry, wait,
     workload::component,
@@ -96,7 +98,7 @@ async fn a_registry_counts_requests_and_asks_for_a_login() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_proxy_counts_pauses_and_cuts() -> Result<()> {
+async fn a_proxy_counts_holds_back_and_cuts() -> Result<()> {
     let server = NatsServer::start().await?;
     let proxy = Proxy::start(&server.address()).await?;
     let client = async_nats::connect(proxy.address()).await?;
@@ -115,6 +117,24 @@ async fn a_proxy_counts_pauses_and_cuts() -> Result<()> {
     assert!(futures::poll!(heard.next()).is_pending());
     proxy.resume();
     assert_eq!(heard.next().await.map(|m| m.payload), Some("held".into()));
+
+    // Held back only on the way to the client, who can still speak.
+    let mut deaf = client.subscribe("u").await?;
+    client.flush().await?;
+    proxy.mute();
+    client.publish("s", "spoken".into()).await?;
+    client.publish("u", "unheard".into()).await?;
+    assert_eq!(heard.next().await.map(|m| m.payload), Some("spoken".into()));
+    assert!(futures::poll!(deaf.next()).is_pending());
+    proxy.resume();
+    assert_eq!(deaf.next().await.map(|m| m.payload), Some("unheard".into()));
+
+    // What takes its time comes whole.
+    proxy.slow(NonZeroU32::new(100_000).context("a rate")?);
+    let large = "x".repeat(20_000);
+    client.publish("s", large.clone().into()).await?;
+    assert_eq!(heard.next().await.map(|m| m.payload), Some(large.into()));
+    proxy.resume();
 
     proxy.cut();
     wait::until(wait::SOON, "the client connects again", async || {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use subjects::{HostId, WorkloadId};
 use washlet::config::{NatsAuth, NatsConfig};
@@ -16,6 +17,9 @@ pub(crate) mod start;
 pub(crate) use host::{DevArgs, HostArgs, Profile, TrustRoots};
 pub(crate) use secrets::{SealArgs, SecretsCommand};
 pub(crate) use start::{Interface, ReplyArgs, StartArgs};
+
+/// How long a NATS server may say nothing before it is asked for a sign of life.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The command line.
 #[derive(Parser)]
@@ -413,7 +417,8 @@ macro_rules! nats_server {
             fn config(&self, auth: NatsAuth) -> NatsConfig {
                 let identity = self.tls_cert.clone().zip(self.tls_key.clone());
                 let tls = washlet::config::NatsTls { ca: self.tls_ca.clone(), identity, first: self.tls_first };
-                NatsConfig { url: self.url.clone(), tls, auth, inbox_prefix: self.inbox_prefix.clone() }
+                let inbox_prefix = self.inbox_prefix.clone();
+                NatsConfig { url: self.url.clone(), tls, auth, inbox_prefix, ping_interval: $crate::args::PING_INTERVAL }
             }
         }
     };
@@ -450,6 +455,19 @@ fn inbox_prefix(text: &str) -> Result<String, String> {
 }
 
 /// A list of NATS addresses; the text never repeats the value, which may hold a password.
+/// Takes user and password out of the URL that `error` repeats.
+pub(crate) fn conceal(error: &mut clap::Error) {
+    let argument = error.get(ContextKind::InvalidArg);
+    let url = argument.is_some_and(|argument| argument.to_string().contains("-url"));
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some((_, server)) = value.rsplit_once('@')
+        && url
+    {
+        let shown = ContextValue::String(format!("***@{server}"));
+        error.insert(ContextKind::InvalidValue, shown);
+    }
+}
+
 fn nats_url(text: &str) -> Result<String, String> {
     for url in text.split(',') {
         let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));

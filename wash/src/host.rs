@@ -90,7 +90,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         };
         let mut plugins = Plugins::new("nats")
             .with(Memory::new(MEMORY_PLUGIN_BYTES_MAX))
-            .with(Nats::new(data_client).with_opener(config.seal_key.clone()))
+            .with(Nats::new(data_client.clone()).with_opener(config.seal_key.clone()))
             .with(Postgres::new(postgres.as_ref()));
         if let Some(dir) = &args.secrets.secrets_dir {
             plugins = plugins.with(Files::new(dir));
@@ -109,6 +109,7 @@ pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> 
         let washlet = Washlet::build(config, options, plugins, interfaces, triggers, lanes, false)
             .await
             .map_err(|error| failure(&error))?;
+        nats::show_data(washlet.health(), data_client);
         if let Some(dir) = &args.identity.manifest_dir {
             let (host, control) = (washlet.host().clone(), washlet.control().clone());
             let follow = manifests::follow(dir.clone(), host, identity, control);

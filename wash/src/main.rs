@@ -28,7 +28,7 @@ use output::{Exit, Failure, Format, Report};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     if let Command::CompileComponent { layout } = cli.command {
         // Its output is code, not a result.
@@ -100,7 +100,8 @@ fn completion(shell: clap_complete::Shell) -> Result<Report, Failure> {
 }
 
 /// Help and version, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(mut error: clap::Error) -> ExitCode {
+    args::conceal(&mut error);
     let words: Vec<String> = std::env::args().collect();
     let long = words
         .iter()

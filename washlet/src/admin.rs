@@ -250,6 +250,18 @@ fn metrics(host: &Host, health: &Health) -> String {
         "Times that commands were subscribed to; after the first, again after a loss.",
         counts.subscribed,
     );
+    if let Some(data) = health.data() {
+        page.gauge(
+            "washlet_data_nats_connected",
+            "Whether the connection that components' data goes over is up.",
+            u64::from(data.up),
+        );
+        page.counter(
+            "washlet_data_nats_connects_total",
+            "Times that it was made; after the first, again after a loss.",
+            data.made,
+        );
+    }
     page.counter(
         "washlet_heartbeats_total",
         "Heartbeats published.",

@@ -114,6 +114,9 @@ pub struct NatsConfig {
     pub auth: NatsAuth,
     /// What subjects of answers to us begin with; `_INBOX` unless given.
     pub inbox_prefix: Option<String>,
+    /// How long a server may say nothing before it is asked for a sign of life. One that is silent for three
+    /// times as long is connected to anew.
+    pub ping_interval: Duration,
 }
 
 impl NatsConfig {
@@ -124,6 +127,7 @@ impl NatsConfig {
             tls: NatsTls::default(),
             auth: NatsAuth::None,
             inbox_prefix: None,
+            ping_interval: Duration::from_secs(5),
         }
     }
 }

@@ -29,6 +29,8 @@ struct Inner {
     hears: AtomicBool,
     /// Tells of the connection that commands come over; `None` before there is one.
     link: Mutex<Option<Watched>>,
+    /// Tells of the connection that data goes over, if there is one.
+    data: Mutex<Option<Watched>>,
     draining: AtomicBool,
     /// Workloads of before the restart that neither run nor have failed yet.
     restoring: AtomicUsize,
@@ -41,7 +43,7 @@ struct Inner {
 
 type Watched = Box<dyn Fn() -> Link + Send + Sync>;
 
-/// The connection that commands come over.
+/// A connection to NATS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     /// Whether it is up.
@@ -146,6 +148,7 @@ impl Health {
             beat: AtomicU64::new(0),
             hears: AtomicBool::new(false),
             link: Mutex::new(None),
+            data: Mutex::new(None),
             draining: AtomicBool::new(false),
             restoring: AtomicUsize::new(0),
             subscribed: AtomicU64::new(0),
@@ -180,6 +183,17 @@ impl Health {
     fn link(&self) -> Link {
         let link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner);
         link.as_ref().map(|link| link()).unwrap_or_default()
+    }
+
+    /// `link` tells of the connection that data goes over.
+    pub(crate) fn watch_data(&self, link: impl Fn() -> Link + Send + Sync + 'static) {
+        *self.0.data.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(link));
+    }
+
+    /// How the connection is that data goes over, if there is one.
+    pub(crate) fn data(&self) -> Option<Link> {
+        let data = self.0.data.lock().unwrap_or_else(PoisonError::into_inner);
+        data.as_ref().map(|link| link())
     }
 
     /// Commands are heard from now on, or not any more.

@@ -1,23 +1,21 @@
 //! Connecting to real NATS servers that ask who we are.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "helpers of tests are tests too"
-)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::Result;
+use fleet::accounts::{Account, Operator};
 use fleet::nats::NatsServer;
 use fleet::wait::{SOON, until};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer};
-use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use washlet::config::{NatsAuth, NatsConfig, NatsTls};
-use washlet::control::nats::{Client, ConnectError, connect_once, server};
+use washlet::control::nats::{Client, ConnectError, connect, connect_once, server};
+use washlet::drain::Drain;
 
 const PASSWORD: &str = "s3cret,/@%";
 /// The same in a URL.
@@ -29,6 +27,7 @@ fn config(url: String, auth: NatsAuth) -> NatsConfig {
         tls: NatsTls::default(),
         auth,
         inbox_prefix: None,
+        ping_interval: Duration::from_secs(5),
     }
 }
 
@@ -139,93 +138,60 @@ fn names(error: &ConnectError, file: &Path) {
     assert!(!capabilities::report(error).contains("NOTASEED"));
 }
 
-fn base64url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let number = (0..3).fold(0_usize, |n, i| {
-            n << 8 | usize::from(*chunk.get(i).unwrap_or(&0))
-        });
-        for digit in 0..=chunk.len() {
-            text.push(char::from(DIGITS[number >> (18 - 6 * digit) & 63]));
-        }
-    }
-    text
-}
-
-fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
-    let claims = json!({
-        "jti": subject.public_key(), "iat": 1_700_000_000, "iss": issuer.public_key(),
-        "name": "test", "sub": subject.public_key(), "nats": nats,
-    });
-    let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
-    let signed = format!(
-        "{}.{}",
-        base64url(header.to_string().as_bytes()),
-        base64url(claims.to_string().as_bytes())
-    );
-    let signature = issuer.sign(signed.as_bytes()).unwrap();
-    format!("{signed}.{}", base64url(&signature))
-}
-
-/// An account: what the server must know of it, and the creds file of a user of it.
-fn account(operator: &KeyPair) -> (String, String) {
-    let unlimited = json!({
-        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1,
-        "wildcards": true, "conn": -1, "leaf": -1
-    });
-    let (key, user) = (KeyPair::new_account(), KeyPair::new_user());
-    let limits = json!({ "limits": unlimited, "type": "account", "version": 2 });
-    let preload = format!("{}: {}", key.public_key(), jwt(operator, &key, limits));
-    let allowed = json!({ "subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2 });
-    let creds = format!(
-        "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
-         ************************* IMPORTANT *************************\n\
-         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
-        jwt(&key, &user, allowed),
-        user.seed().unwrap()
-    );
-    (preload, creds)
-}
-
 #[tokio::test]
 async fn a_creds_file_is_read_again_on_every_reconnect() -> Result<()> {
-    let operator = KeyPair::new_operator();
-    let token = jwt(
-        &operator,
-        &operator,
-        json!({ "type": "operator", "version": 2 }),
-    );
-    let (system, _) = account(&operator);
-    let system_key = system.split(':').next().unwrap_or_default().to_owned();
-    let lines = |account: &str| {
-        format!(
-            "operator: {token}\nsystem_account: {system_key}\nresolver: MEMORY\n\
-             resolver_preload: {{\n{system}\n{account}\n}}"
-        )
-    };
-    let (first, second) = (account(&operator), account(&operator));
+    let operator = Operator::default();
+    let (first, second) = (Account::default(), Account::default());
     let dir = TempDir::new()?;
     let file = dir.path().join("host.creds");
-    let mut server = NatsServer::start_with(&lines(&first.0)).await?;
+    let mut server = NatsServer::start_for(&operator, &first).await?;
     let config = config(server.url(), NatsAuth::CredsFile(file.clone()));
     names(&connect_once(&config, "x").await.unwrap_err(), &file);
-    fs::write(&file, &first.1)?;
+    fs::write(&file, first.creds(None)?)?;
     let client = connect_once(&config, "x").await?;
     round_trip(&client).await?;
 
-    fs::write(&file, &second.1)?;
-    server.restart_with(&lines(&second.0)).await?;
+    fs::write(&file, second.creds(None)?)?;
+    server
+        .restart_with(&operator.config_lines(&second)?)
+        .await?;
     until(SOON, "it connects with the new credentials", async || {
         round_trip(&client).await.ok()
     })
     .await?;
-    fs::write(&file, &first.1)?;
+    fs::write(&file, first.creds(None)?)?;
     let revoked = connect_once(&config, "x").await.unwrap_err();
     assert!(matches!(revoked, ConnectError::Auth { .. }), "{revoked:?}");
     fs::write(&file, "-----BEGIN NATS USER JWT-----\nNOTASEED\n")?;
     names(&connect_once(&config, "x").await.unwrap_err(), &file);
     Ok(())
+}
+
+/// Who waits for a server meets a file that is being replaced, and is not ended by it.
+#[tokio::test]
+async fn a_file_that_is_bad_for_a_moment_ends_nobody_who_waits() -> Result<()> {
+    let (operator, account) = (Operator::default(), Account::default());
+    let mut server = NatsServer::start_for(&operator, &account).await?;
+    server.kill();
+    let dir = TempDir::new()?;
+    let file = dir.path().join("host.creds");
+    let creds = account.creds(None)?;
+    let config = config(server.url(), NatsAuth::CredsFile(file.clone()));
+    let waiting = Drain::new(tokio::runtime::Handle::current());
+    names(&connect(&config, "x", &waiting).await.unwrap_err(), &file);
+
+    fs::write(&file, &creds)?;
+    let mut connecting = pin!(connect(&config, "x", &waiting));
+    for (content, attempts) in [(&creds[..], 300), (&creds[..100], 1_000), ("", 1_000)] {
+        fs::write(&file, content)?;
+        let attempts = Duration::from_millis(attempts);
+        let ended = timeout(attempts, &mut connecting).await;
+        assert!(ended.is_err(), "it waits no more: {ended:?}");
+    }
+    fs::write(&file, &creds)?;
+    server.restart().await?;
+    let client = timeout(SOON, connecting).await??.unwrap();
+    round_trip(&client).await
 }
 
 /// An authority, and a certificate of it for 127.0.0.1, as files.

@@ -116,6 +116,7 @@ fn config(server: &NatsServer) -> NatsConfig {
         tls: NatsTls::default(),
         auth: NatsAuth::None,
         inbox_prefix: None,
+        ping_interval: std::time::Duration::from_secs(5),
     }
 }
 

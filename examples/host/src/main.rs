@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use washlet::config::{Config, HttpConfig, Identity, NatsConfig};
 use washlet::control::nats;
 use washlet::identity::StateDir;
+use washlet::seal::SealKey;
 use washlet::telemetry::{self, Format};
 use washlet::trigger::Triggers;
 use washlet::{EngineOptions, Washlet, node};

@@ -17,15 +17,8 @@ pub(crate) const ADMIN: [&str; 2] = ["--admin-addr", "127.0.0.1:0"];
 
 /// What `host` answers at `path`.
 pub(crate) async fn ask(host: &Washlet, path: &str) -> Result<(StatusCode, String)> {
-    let address = until(SOON, "the admin endpoint is up", async || {
-        let log = host.log();
-        let (_, rest) = log.split_once("serving the admin endpoint address=")?;
-        rest.split_once('\n')
-            .map(|(address, _)| address.trim().to_owned())
-    })
-    .await?;
-    let response = reqwest::get(format!("http://{address}{path}")).await?;
-    Ok((response.status(), response.text().await?))
+    let (status, text) = host.admin(path).await?;
+    Ok((StatusCode::from_u16(status)?, text))
 }
 
 /// The sample of `name`, with its labels, on the page of metrics.
@@ -38,6 +31,16 @@ pub(crate) async fn sample(host: &Washlet, name: &str) -> Result<u64> {
     });
     let value = value.with_context(|| format!("no {name} in\n{page}"))?;
     Ok(value.parse()?)
+}
+
+/// Waits until `host` says that it is ready, or that it is not.
+pub(crate) async fn until_ready(host: &Washlet, expected: bool) -> Result<()> {
+    let what = format!("/readyz is {}", if expected { "green" } else { "red" });
+    until(SOON, &what, async || {
+        let ready = ask(host, "/readyz").await.ok()?.0 == StatusCode::OK;
+        (ready == expected).then_some(())
+    })
+    .await
 }
 
 /// What runs and what was answered can be counted from outside.
@@ -108,10 +111,7 @@ async fn a_host_that_is_cut_off_is_not_ready() -> Result<()> {
     .await?;
     assert_eq!(ask(&host, "/livez").await?.0, StatusCode::OK);
     fleet.nats.restart().await?;
-    until(SOON, "it is ready again", async || {
-        (ask(&host, "/readyz").await.ok()?.0 == StatusCode::OK).then_some(())
-    })
-    .await?;
+    until_ready(&host, true).await?;
     assert_eq!(sample(&host, "washlet_nats_connects_total").await?, 2);
     Ok(())
 }

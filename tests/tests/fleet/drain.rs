@@ -1,15 +1,15 @@
 //! A host leaves, or takes no more work, and nobody who looks misses a request.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use async_nats::Message;
+use fleet::balance::{Load, under_load};
 use fleet::http;
 use fleet::wait::{SOON, until};
 use fleet::washlet::{Fleet, Washlet};
 use futures::StreamExt;
-use futures::future::{join_all, try_join_all};
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::admin::{ADMIN, ask};
@@ -121,86 +121,6 @@ async fn a_handover_is_refused_unless_it_is_meant() -> Result<()> {
     Ok(())
 }
 
-/// A host as a balancer sees it.
-struct Backend<'a> {
-    host: &'a Washlet,
-    id: String,
-    port: u16,
-    up: AtomicBool,
-}
-
-impl<'a> Backend<'a> {
-    fn new(host: &'a Washlet) -> Self {
-        Self {
-            host,
-            id: host.id().to_owned(),
-            port: host.http_port(),
-            up: AtomicBool::new(true),
-        }
-    }
-
-    /// Takes the host out as soon as it is not ready or says goodbye.
-    async fn watch(&self, done: &AtomicBool) -> Result<()> {
-        let nats = self.host.nats();
-        let subject = format!("washlet.event.{}.goodbye", self.id);
-        let mut goodbye = nats.subscribe(subject).await?;
-        nats.flush().await?;
-        while self.up.load(Ordering::SeqCst) && !done.load(Ordering::SeqCst) {
-            let look = async {
-                // As load balancers do: it looks now and then, not as fast as it can.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                let ready = ask(self.host, "/readyz").await;
-                ready.is_ok_and(|(status, _)| status.is_success())
-            };
-            let up = tokio::select! {
-                _ = goodbye.next() => false,
-                ready = look => ready,
-            };
-            self.up.store(up, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-}
-
-/// What a client that looks at `backends` got while it sent.
-#[derive(Default)]
-struct Load {
-    requests: AtomicUsize,
-    failures: AtomicUsize,
-}
-
-impl Load {
-    async fn caller(
-        &self,
-        first: usize,
-        backends: &[Backend<'_>],
-        done: &AtomicBool,
-    ) -> Result<()> {
-        let client = reqwest::Client::builder().no_proxy().build()?;
-        let mut turn = first;
-        while !done.load(Ordering::SeqCst) {
-            turn += 1;
-            let up: Vec<_> = backends
-                .iter()
-                .filter(|backend| backend.up.load(Ordering::SeqCst))
-                .collect();
-            let Some(backend) = up.get(turn % up.len().max(1)) else {
-                anyhow::bail!("no host is left");
-            };
-            let url = format!("http://127.0.0.1:{}/", backend.port);
-            let answer = client.get(url).header("host", HOST).send().await;
-            let well = match answer {
-                Ok(answer) => answer.status() == 200 && answer.bytes().await.is_ok(),
-                Err(_) => false,
-            };
-            self.requests.fetch_add(1, Ordering::SeqCst);
-            self.failures
-                .fetch_add(usize::from(!well), Ordering::SeqCst);
-        }
-        Ok(())
-    }
-}
-
 /// `wash hosts drain` under load: not one request of a client that looks fails, the host ends well, its
 /// replica runs on the third host, and the journal does not bring it back.
 #[tokio::test]
@@ -229,39 +149,19 @@ async fn a_drain_under_load_fails_no_request() -> Result<()> {
         .run_well(&app("single", &image, json!({})).with(json!({ "name": "other" })))
         .await?;
 
-    let (load, done) = (Load::default(), AtomicBool::new(false));
-    let drained = {
-        let backends = [Backend::new(&hosts[leaving]), Backend::new(&hosts[staying])];
-        let (backends, done, load) = (&backends, &done, &load);
-        let callers = (0..CALLERS).map(|first| load.caller(first, backends, done));
-        let drain = async {
-            until(SOON, "the load has begun", async || {
-                (load.requests.load(Ordering::SeqCst) > 200).then_some(())
-            })
-            .await?;
-            let line = format!("hosts drain {} --deadline 20s", hosts[leaving].id());
-            let drained = wash(&fleet, &line).await;
-            // Until the host's process is gone.
-            let proc = format!("/proc/{}/stat", hosts[leaving].pid());
-            let gone = until(SOON, "the host has ended", async || {
-                let stat = std::fs::read_to_string(&proc).unwrap_or_default();
-                (stat.is_empty() || stat.contains(") Z ")).then_some(())
-            })
-            .await;
-            done.store(true, Ordering::SeqCst);
-            gone.and(drained)
-        };
-        let watchers = backends.iter().map(|backend| backend.watch(done));
-        let (drained, callers, watchers) =
-            tokio::join!(drain, join_all(callers), join_all(watchers));
-        callers
-            .into_iter()
-            .chain(watchers)
-            .collect::<Result<()>>()?;
-        drained?
+    let load = Load::default();
+    let drain = async {
+        until(SOON, "the load has begun", async || {
+            (load.requests() > 200).then_some(())
+        })
+        .await?;
+        let line = format!("hosts drain {} --deadline 20s", hosts[leaving].id());
+        let drained = wash(&fleet, &line).await;
+        hosts[leaving].gone().await.and(drained)
     };
-    let requests = load.requests.load(Ordering::SeqCst);
-    let failures = load.failures.load(Ordering::SeqCst);
+    let both = [&hosts[leaving], &hosts[staying]];
+    let drained = under_load(&both, HOST, CALLERS, &load, drain).await?;
+    let (requests, failures) = (load.requests(), load.failures());
     eprintln!("drain under load: {requests} requests, {failures} failures");
     assert_eq!(failures, 0, "of {requests} requests");
 

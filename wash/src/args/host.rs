@@ -52,6 +52,8 @@ pub(crate) struct HostArgs {
     #[command(flatten)]
     common_auth: CommonAuth,
     #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
     postgres: PostgresArgs,
     #[command(flatten)]
     pub(crate) http: HttpArgs,
@@ -128,6 +130,26 @@ fn secrets_prefix(text: &str) -> Result<String, String> {
     match text.len() >= 3 && text.bytes().all(plain) {
         true => Ok(text.to_owned()),
         false => Err("must be at least 3 letters, digits and '_', such as SECRET_".to_owned()),
+    }
+}
+
+/// How a connection to NATS is found to be dead, whichever it is.
+#[derive(Args)]
+#[command(next_help_heading = "NATS")]
+struct WatchArgs {
+    /// Ask a NATS server that says nothing for a sign of life this often; one that is silent for three times
+    /// as long is given up and connected to anew
+    #[arg(long, env = "WASH_NATS_PING_INTERVAL", default_value = "5s", value_name = "DURATION", value_parser = ping_interval)]
+    nats_ping_interval: Duration,
+}
+
+/// Short enough to notice, long enough for an answer.
+fn ping_interval(text: &str) -> Result<Duration, String> {
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(300);
+    match duration(text) {
+        Ok(interval) if bounds.contains(&interval) => Ok(interval),
+        Ok(_) => Err("must be from 100ms to 5m".to_owned()),
+        Err(error) => Err(error),
     }
 }
 
@@ -335,14 +357,21 @@ pub(crate) struct RunArgs {
 impl HostArgs {
     /// The server that commands come from.
     pub(crate) fn scheduler(&self) -> Result<NatsConfig, Failure> {
-        Ok(self
-            .scheduler
-            .config(self.or_common(self.scheduler_auth.auth()?)?))
+        let auth = self.or_common(self.scheduler_auth.auth()?)?;
+        Ok(self.watched(self.scheduler.config(auth)))
     }
 
     /// The server that components' data is at.
     pub(crate) fn data(&self) -> Result<NatsConfig, Failure> {
-        Ok(self.data.config(self.or_common(self.data_auth.auth()?)?))
+        let auth = self.or_common(self.data_auth.auth()?)?;
+        Ok(self.watched(self.data.config(auth)))
+    }
+
+    fn watched(&self, config: NatsConfig) -> NatsConfig {
+        NatsConfig {
+            ping_interval: self.watch.nats_ping_interval,
+            ..config
+        }
     }
 
     /// The database that components' data is in, if there is one.

@@ -22,6 +22,27 @@ fn the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
+#[test]
+fn an_invalid_url_is_repeated_without_its_password() {
+    for (flag, url, shown) in [
+        ("--scheduler-nats-url", "nats://ann:s3cret@", "'***@'"),
+        ("--data-nats-url", "http://s3cret@host", "'***@host'"),
+        (
+            "--data-nats-url",
+            "nats://a:s3cret@b,nats://:s3cret@",
+            "'***@'",
+        ),
+        ("--data-nats-url", "http://host", "'http://host'"),
+    ] {
+        let mut error = Cli::try_parse_from(["wash", "host", flag, url])
+            .err()
+            .unwrap();
+        conceal(&mut error);
+        let text = error.render().to_string();
+        assert!(text.contains(shown) && !text.contains("s3cret"), "{text}");
+    }
+}
+
 /// What the chart of wasmCloud 2 starts a host with.
 #[test]
 fn the_charts_command_line_is_accepted() {

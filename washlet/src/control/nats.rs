@@ -133,10 +133,7 @@ impl Control {
     pub async fn run(mut self, answer: Arc<dyn Answer>, drain: Drain) -> Result<(), ControlError> {
         let mut ready = self.ready.take();
         let client = self.client.clone();
-        self.health.watch(move || Link {
-            up: client.connection_state() == State::Connected,
-            made: client.statistics().connects.load(Ordering::Relaxed),
-        });
+        self.health.watch(move || link(&client));
         let session = Arc::new(Session {
             fast: Arc::new(Semaphore::new(FAST_IN_FLIGHT)),
             stops: Arc::new(Semaphore::new(STOPS_IN_FLIGHT)),
@@ -456,6 +453,18 @@ impl Session {
         let client = &self.control.client;
         client.connection_state() == State::Connected
             && matches!(timeout(SEND_WITHIN, client.flush()).await, Ok(Ok(())))
+    }
+}
+
+/// Has `health` tell how `client` is, the connection that data goes over.
+pub fn show_data(health: &Health, client: Client) {
+    health.watch_data(move || link(&client));
+}
+
+fn link(client: &Client) -> Link {
+    Link {
+        up: client.connection_state() == State::Connected,
+        made: client.statistics().connects.load(Ordering::Relaxed),
     }
 }
 

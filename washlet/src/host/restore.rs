@@ -48,6 +48,8 @@ impl Restored {
 
 impl Host {
     /// Starts what ran before, each by a task of its own that tries again while it fails.
+    ///
+    /// Shape: all of it is registered when this returns, so that no command finds it missing.
     pub fn restore(&self, entries: Vec<journal::Entry>) {
         if entries.is_empty() {
             return;
@@ -56,27 +58,27 @@ impl Host {
         tracing::info!(workloads, "starting what ran before the restart");
         for journal::Entry { id, workload } in entries {
             self.restored().ids.insert(id.clone());
-            let (host, restoring) = (self.clone(), self.0.health.restoring());
-            let keep_up = async move { host.keep_up(id, workload, restoring).await };
-            self.0.control.spawn("restore", keep_up);
+            let restoring = self.0.health.restoring();
+            if let Some(state) = self.registered(&id, &workload, None) {
+                let host = self.clone();
+                let keep_up = async move { host.keep_up(id, workload, state, restoring).await };
+                self.0.control.spawn("restore", keep_up);
+            }
         }
     }
 
-    /// Starts a workload until it runs, or somebody else decides about it.
-    async fn keep_up(&self, id: WorkloadId, workload: wire::Workload, restoring: Restoring) {
+    /// Tries to start a workload until it runs, or somebody else decides about it.
+    async fn keep_up(
+        &self,
+        id: WorkloadId,
+        workload: wire::Workload,
+        mut state: watch::Receiver<State>,
+        restoring: Restoring,
+    ) {
         let mut restoring = Some(restoring);
         let failed = |state: &State| matches!(state, State::Failed(_));
-        let (mut pause, mut before) = (RETRY.0, None);
+        let mut pause = RETRY.0;
         loop {
-            let mut state = match self.register_again(&id, workload.clone(), before.as_ref()) {
-                Ok(Some(state)) => state,
-                Ok(None) => return,
-                Err(error) => {
-                    let error = capabilities::report(&error);
-                    tracing::warn!(%id, error, "what ran before the restart cannot be started");
-                    return;
-                }
-            };
             let settled = state.wait_for(|state| *state != State::Starting).await;
             // Whichever way: one that fails is not what the others wait for.
             drop(restoring.take());
@@ -90,9 +92,27 @@ impl Host {
                 () = tokio::time::sleep(pause_now) => {}
                 () = self.0.draining.stopping() => return,
             }
-            before = Some(state);
+            match self.registered(&id, &workload, Some(&state)) {
+                Some(again) => state = again,
+                None => return,
+            }
             pause = pause.saturating_mul(2).min(RETRY.1);
         }
+    }
+
+    /// As [`register_again`](Self::register_again); the log says why it cannot be.
+    fn registered(
+        &self,
+        id: &WorkloadId,
+        workload: &wire::Workload,
+        before: Option<&watch::Receiver<State>>,
+    ) -> Option<watch::Receiver<State>> {
+        let registered = self.register_again(id, workload.clone(), before);
+        registered.unwrap_or_else(|error| {
+            let error = capabilities::report(&error);
+            tracing::warn!(%id, error, "what ran before the restart cannot be started");
+            None
+        })
     }
 
     /// Registers what ran before, for the first time or after the try that left `before`; `None` when a

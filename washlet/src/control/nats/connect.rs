@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,13 @@ use crate::drain::Drain;
 /// How long the first and the longest pause between attempts to connect or subscribe are.
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(15));
+/// How long a connection has to last before its loss is the first; a server that takes connections and ends
+/// them at once is one that does not answer.
+const LASTING: Duration = Duration::from_secs(5);
 /// How long a server may take before what does not need it goes on without.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
 /// How often the log repeats what is being waited for.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
-/// How often the connection is checked while nothing is sent.
-const PING_EVERY: Duration = Duration::from_secs(15);
 /// Messages of one subscription that wait for this process; more are dropped by the client.
 const SUBSCRIPTION_MESSAGES: usize = 65_536;
 
@@ -119,7 +120,8 @@ pub async fn connect_once(config: &NatsConfig, name: &str) -> Result<Client, Con
 /// As [`connect_once`], until a server takes us; `None` when `drain` stops first.
 ///
 /// # Errors
-/// When the configuration has to change: [`ConnectError::is_configuration`].
+/// When the configuration has to change: [`ConnectError::is_configuration`]. Only at first: a file that was
+/// good and is not any more may be about to be replaced, and is waited for like a server.
 pub async fn connect(
     config: &NatsConfig,
     name: &str,
@@ -134,7 +136,7 @@ pub async fn connect(
         };
         match tried {
             Ok(client) => return Ok(Some(client)),
-            Err(error) if error.is_configuration() => return Err(error),
+            Err(error) if error.is_configuration() && attempt == 0 => return Err(error),
             Err(error) if reminder.due() => {
                 tracing::warn!(reason = report(&error), "waiting for NATS");
             }
@@ -266,24 +268,20 @@ fn options(config: &NatsConfig, auth: NatsAuth, name: &str, servers: &str) -> Co
     if let Some(prefix) = &config.inbox_prefix {
         options = options.custom_inbox_prefix(prefix);
     }
-    let fresh = AtomicBool::new(true);
+    let pauses = Arc::new(Pauses::default());
     let log = Arc::new(EventLog {
         servers: servers.to_owned(),
         reminder: Reminder::default(),
+        pauses: Arc::clone(&pauses),
     });
     options
         .name(name)
         // Whoever names an authority or a certificate wants no connection without them.
         .require_tls(*first || ca.is_some() || identity.is_some())
-        .ping_interval(PING_EVERY)
+        .ping_interval(config.ping_interval)
         .subscription_capacity(SUBSCRIPTION_MESSAGES)
         .max_reconnects(None)
-        // The first attempt ever is made at once, the first after a loss not quite: all hosts lose
-        // the same server at the same time.
-        .reconnect_delay_callback(move |attempt| match fresh.swap(false, Ordering::Relaxed) {
-            true => Duration::ZERO,
-            false => backoff(attempt),
-        })
+        .reconnect_delay_callback(move |attempt| pauses.before(attempt))
         .event_callback(move |event| {
             log.write(event);
             std::future::ready(())
@@ -393,6 +391,46 @@ pub(super) fn backoff(attempt: usize) -> Duration {
     pause / 2 + (pause / 2).mul_f64(chance as f64 / 1000.0)
 }
 
+/// How long to wait before each attempt to connect.
+#[derive(Default)]
+struct Pauses {
+    attempted: AtomicBool,
+    /// When the last connection was made, until its loss is seen.
+    made: Mutex<Option<Instant>>,
+    /// Connections in a row that did not last.
+    short: AtomicUsize,
+}
+
+impl Pauses {
+    /// A connection was made.
+    fn made(&self) {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// The pause before the `attempt`th attempt since the last connection.
+    ///
+    /// Shape: the first attempt ever is made at once, the first after a loss not quite, because all hosts lose
+    /// the same server at the same time.
+    fn before(&self, attempt: usize) -> Duration {
+        if !self.attempted.swap(true, Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let made = self
+            .made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match made.map(|made| made.elapsed()) {
+            Some(lasted) if lasted < LASTING => {
+                self.short.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(_) => self.short.store(0, Ordering::Relaxed),
+            None => {}
+        }
+        backoff(attempt.saturating_add(self.short.load(Ordering::Relaxed)))
+    }
+}
+
 /// Says when to repeat oneself.
 #[derive(Default)]
 struct Reminder(Mutex<Option<Instant>>);
@@ -413,11 +451,15 @@ impl Reminder {
 struct EventLog {
     servers: String,
     reminder: Reminder,
+    pauses: Arc<Pauses>,
 }
 
 impl EventLog {
     fn write(&self, event: Event) {
         let servers = &self.servers;
+        if matches!(event, Event::Connected) {
+            self.pauses.made();
+        }
         match event {
             Event::Connected => tracing::info!(%servers, "connected to NATS"),
             Event::Disconnected => tracing::warn!(%servers, "lost NATS: connecting again"),
@@ -434,5 +476,28 @@ impl EventLog {
             }
             event => tracing::debug!(%event, "NATS"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_do_not_last_are_failures() {
+        let pauses = Pauses::default();
+        assert_eq!(pauses.before(1), Duration::ZERO);
+        let (first, longest) = BACKOFF;
+        for losses in 1..12 {
+            pauses.made();
+            let pause = pauses.before(1);
+            let most = first.saturating_mul(1 << losses).min(longest);
+            assert!((most / 2..=most).contains(&pause), "{losses}: {pause:?}");
+        }
+        // One that lasted is as good as the first.
+        let lasted = Instant::now().checked_sub(LASTING);
+        *pauses.made.lock().unwrap() = Some(lasted.unwrap());
+        assert!(pauses.before(1) <= first);
+        assert!(pauses.before(2) > first / 2);
     }
 }
