@@ -271,6 +271,11 @@ fn metrics(host: &Host, health: &Health) -> String {
         "state",
         &host.states(),
     );
+    page.counter(
+        "washlet_workload_retries_total",
+        "Times that a failed workload was started again.",
+        counts.retries,
+    );
     if let Some(journal) = host.journal() {
         page.gauge(
             "washlet_journal_entries",

@@ -36,6 +36,7 @@ struct Inner {
     heartbeats: AtomicU64,
     heartbeats_failed: AtomicU64,
     commands: AtomicU64,
+    retries: AtomicU64,
     answered: Shards<Answered>,
 }
 
@@ -88,6 +89,8 @@ pub struct Counts {
     pub heartbeats_failed: u64,
     /// Commands answered.
     pub commands: u64,
+    /// Times that a failed workload was started again.
+    pub retries: u64,
     /// Responses to HTTP requests, by class of their status, from 1xx on.
     pub answered: [u64; CLASSES],
 }
@@ -112,6 +115,7 @@ impl Health {
             heartbeats: AtomicU64::new(0),
             heartbeats_failed: AtomicU64::new(0),
             commands: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
             answered: Shards::new(shards::count(), |_| Default::default()),
         }))
     }
@@ -175,6 +179,11 @@ impl Health {
         self.0.commands.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A workload that had failed is started again.
+    pub(crate) fn retried(&self) {
+        self.0.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// An HTTP request was answered.
     pub(crate) fn answered(&self, status: http::StatusCode) {
         self.0.answered.here().add(status);
@@ -221,6 +230,7 @@ impl Health {
             heartbeats: self.0.heartbeats.load(Ordering::Relaxed),
             heartbeats_failed: self.0.heartbeats_failed.load(Ordering::Relaxed),
             commands: self.0.commands.load(Ordering::Relaxed),
+            retries: self.0.retries.load(Ordering::Relaxed),
             answered: sum(self.0.answered.iter()),
         }
     }

@@ -6,6 +6,7 @@
 mod leave;
 mod replace;
 mod restore;
+mod retry;
 
 use capabilities::plugin::Plugins;
 use engine::Engine;
@@ -33,9 +34,9 @@ use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
 use crate::node::Node;
 use crate::trigger::http::Routes;
-use crate::workload::State;
-use crate::workload::actor::{Actor, InFlight, Resolved};
+use crate::workload::actor::{Actor, InFlight};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
+use crate::workload::{Course, Failure, State};
 pub use leave::LeaveError;
 use leave::Leaving;
 pub(crate) use replace::Turn;
@@ -159,8 +160,7 @@ struct Entry {
     /// Starts of the same id that wait for this one to be gone.
     waiting: CancellationToken,
     state: watch::Receiver<State>,
-    resolved: watch::Receiver<Vec<Resolved>>,
-    in_flight: InFlight,
+    course: watch::Receiver<Course>,
     started_at: OffsetDateTime,
     /// New content that comes up to replace this, or could not.
     next: Option<Box<Entry>>,
@@ -318,7 +318,7 @@ impl Host {
         let state = match settled {
             Ok(Ok(state)) => state.clone(),
             // The task ended without a word: it was aborted by a panic.
-            Ok(Err(_)) => State::Failed("the workload's task ended unexpectedly".to_owned()),
+            Ok(Err(_)) => State::Failed(Failure::last("the workload's task ended unexpectedly")),
             Err(_) => State::Starting,
         };
         let message = match &state {
@@ -332,7 +332,7 @@ impl Host {
                     State::Starting
                 )
             }
-            State::Failed(cause) => cause.clone(),
+            State::Failed(failure) => failure.to_string(),
             State::Stopping | State::Gone => "Workload was stopped while starting".to_owned(),
             state => state.to_string(),
         };
@@ -440,7 +440,10 @@ impl Host {
         }
         let entry = self.launch(spec, cached_first, |_| None);
         let state = entry.state.clone();
-        table.insert(entry.spec.id.clone(), entry);
+        if let Some(failed) = table.insert(entry.spec.id.clone(), entry) {
+            // It is not to try again beside its successor.
+            failed.cancel();
+        }
         note();
         Ok(state)
     }
@@ -457,22 +460,23 @@ impl Host {
         let inner = &self.0;
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
-        let (resolved_sender, resolved) = watch::channel(Vec::new());
-        let in_flight = InFlight::default();
-        let actor = Actor {
+        let (course_sender, course) = watch::channel(Course::new());
+        let mut actor = Actor {
             shared: Arc::clone(&inner.shared),
             spec: Arc::clone(&spec),
             cached_first,
             turn: turn(state.clone()),
-            in_flight: in_flight.clone(),
             stop: stop.clone(),
             state: state_sender,
-            resolved: resolved_sender,
+            course: course_sender,
         };
         let (host, id, own) = (self.clone(), spec.id.clone(), state.clone());
         inner.control.spawn("workload", async move {
             // A panic is a failed workload, not a lost id.
-            let run = AssertUnwindSafe(actor.run()).catch_unwind().await;
+            let run = AssertUnwindSafe(host.keep_up(&mut actor));
+            let run = run.catch_unwind().await;
+            // Whoever waits for another state learns that there will be none.
+            drop(actor);
             host.forget(&id, &own, run.is_err());
         });
         Entry {
@@ -480,8 +484,7 @@ impl Host {
             stop,
             waiting: CancellationToken::new(),
             state,
-            resolved,
-            in_flight,
+            course,
             started_at: OffsetDateTime::now_utc(),
             next: None,
             before: None,
@@ -708,7 +711,7 @@ impl Host {
         });
         let busy = entries.map(|entry| Busy {
             spec: Arc::clone(&entry.spec),
-            in_flight: entry.in_flight.clone(),
+            in_flight: entry.course.borrow().in_flight.clone(),
         });
         busy.collect()
     }
@@ -734,9 +737,10 @@ impl Host {
 
 impl Entry {
     fn summary(&self) -> wire::WorkloadSummary {
-        let resolved = self.resolved.borrow();
+        let course = self.course.borrow();
         let components = self.spec.components.iter().map(|component| {
-            let found = resolved
+            let found = course
+                .components
                 .iter()
                 .find(|resolved| resolved.name == component.name);
             wire::ComponentSummary {
@@ -761,6 +765,10 @@ impl Entry {
                 .flat_map(|names| names.iter().map(str::to_owned))
                 .collect(),
             started_at: Some(self.started_at),
+            attempts: course.attempts,
+            reason: course.reason.clone(),
+            changed_at: Some(course.changed_at),
+            next_attempt_at: course.next_at,
         }
     }
 }

@@ -36,6 +36,14 @@ message! {
         hosts: Vec<String> = "hosts",
         /// When its start was accepted.
         started_at: Option<OffsetDateTime> = "startedAt",
+        /// Attempts to run it that failed in a row; 0 once it has run for a minute.
+        attempts: u32 = "attempts",
+        /// Why the last of them failed.
+        reason: String = "reason",
+        /// When the state last changed.
+        changed_at: Option<OffsetDateTime> = "changedAt",
+        /// When a failed one is started again.
+        next_attempt_at: Option<OffsetDateTime> = "nextAttemptAt",
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) async fn ask(host: &Washlet, path: &str) -> Result<(StatusCode, Strin
 }
 
 /// The sample of `name`, with its labels, on the page of metrics.
-async fn sample(host: &Washlet, name: &str) -> Result<u64> {
+pub(crate) async fn sample(host: &Washlet, name: &str) -> Result<u64> {
     let (status, page) = ask(host, "/metrics").await?;
     assert_eq!(status, StatusCode::OK);
     let value = page.lines().find_map(|line| {

@@ -21,7 +21,7 @@ use crate::{HOST, app, one_host};
 const CALLERS: usize = 16;
 
 /// Runs `wash` with the words of `line`; gives its exit code and its result for programs.
-async fn wash(fleet: &Fleet, line: &str) -> Result<(i32, Value)> {
+pub(crate) async fn wash(fleet: &Fleet, line: &str) -> Result<(i32, Value)> {
     let mut command = Command::new(tools::built("wash")?);
     command
         .args(line.split_whitespace())

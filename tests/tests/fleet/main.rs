@@ -29,6 +29,7 @@ mod permissions;
 mod postgres;
 mod profiles;
 mod replace;
+mod retries;
 mod secrets;
 
 /// The virtual host of most workloads here.

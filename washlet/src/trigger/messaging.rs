@@ -1,17 +1,18 @@
 //! Messages to components: one loop per subscription, a fresh instance per message.
 //!
 //! A message waits for its turn in two queues, the component's and the host's; one that waits longer than
-//! the workload allows is dropped, counted and logged. Dropping the attachment unsubscribes.
+//! the workload allows is dropped, counted and logged. Dropping the attachment unsubscribes. A subscription that
+//! ends by itself is a fault of its workload, which is then started again.
 
-use capabilities::messaging::{Delivery, MessageBus, Outcome, Subscription};
+use capabilities::messaging::{Delivery, MessageBus, Outcome};
 use engine::{Runnable, invoke};
-use futures::stream::{SelectAll, StreamExt};
+use futures::stream::{self, BoxStream, SelectAll, StreamExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::drain::Drain;
-use crate::workload::actor::InFlight;
+use crate::workload::actor::{Fault, InFlight};
 use crate::workload::spec::Subscriptions;
 
 /// What the messages of one component go through.
@@ -26,6 +27,8 @@ pub(crate) struct Delivering {
     pub(crate) in_flight: InFlight,
     /// Messages dropped for want of a turn.
     pub(crate) shed: Arc<AtomicU64>,
+    /// Told when no more messages come.
+    pub(crate) fault: Fault,
 }
 
 /// Subscribes; when this returns, messages on every subject are delivered by tasks of `drain`.
@@ -37,11 +40,15 @@ pub(crate) async fn attach(
     delivering: Delivering,
     drain: &Drain,
 ) -> Result<(), (String, capabilities::messaging::Error)> {
-    let mut subscriptions: SelectAll<Subscription> = SelectAll::new();
+    let mut subscriptions: SelectAll<BoxStream<'static, Option<Delivery>>> = SelectAll::new();
     let group = delivering.subscriptions.group.as_deref();
     for subject in &delivering.subscriptions.subjects {
         match bus.subscribe(subject, group).await {
-            Ok(subscription) => subscriptions.push(subscription),
+            // One of several that ends would else not be missed.
+            Ok(subscription) => {
+                let end = stream::once(async { None });
+                subscriptions.push(subscription.map(Some).chain(end).boxed());
+            }
             Err(error) => return Err((format!("failed to subscribe to '{subject}'"), error)),
         }
     }
@@ -54,7 +61,14 @@ pub(crate) async fn attach(
                 () = owner.stopping() => break,
                 delivery = subscriptions.next() => delivery,
             };
-            let Some(delivery) = delivery else { break };
+            let Some(Some(delivery)) = delivery else {
+                let owner = delivering.target.owner();
+                delivering.fault.raise(format!(
+                    "component '{}': a subscription to its messages ended",
+                    owner.component
+                ));
+                break;
+            };
             let turn = tokio::select! {
                 biased;
                 () = owner.stopping() => break,
