@@ -3,14 +3,15 @@
 //! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
 //! to stop and where to read its state. The lock is never held across an `await`.
 
+mod admit;
 mod leave;
 mod replace;
 mod restore;
 mod retry;
 
 use capabilities::plugin::Plugins;
-use engine::Engine;
 use engine::interface::Interfaces;
+use engine::{Engine, Used};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use subjects::control::CORDONED_LABEL;
+use subjects::control::{CORDONED_LABEL, PRESSURE_LABEL};
 use subjects::wire;
 use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
@@ -32,11 +33,12 @@ use crate::drain::Drain;
 use crate::health::Health;
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
-use crate::node::Node;
+use crate::node::{Node, Sample};
 use crate::trigger::http::Routes;
 use crate::workload::actor::{Actor, InFlight};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
 use crate::workload::{Course, Failure, State};
+use admit::Reserved;
 pub use leave::LeaveError;
 use leave::Leaving;
 pub(crate) use replace::Turn;
@@ -119,6 +121,28 @@ pub enum StartError {
     /// The table is full.
     #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
     Full,
+    /// It does not fit beside what is here.
+    #[error(
+        "the host has no room for it: {need} MiB of memory are declared (memoryLimitMb), {have} MiB of {total} MiB are left; declare less, or start it on another host"
+    )]
+    NoMemory {
+        /// What its components declare together. Units: MiB.
+        need: u64,
+        /// What others do not declare, and is not in use either. Units: MiB.
+        have: u64,
+        /// What the host has. Units: MiB.
+        total: u64,
+    },
+    /// It keeps more instances than there can be.
+    #[error(
+        "the host has no room for it: {need} instances are to be kept (poolSize), of {have} that can live at once; keep fewer, or start it on another host"
+    )]
+    NoInstances {
+        /// What its components keep together.
+        need: u64,
+        /// What the host has.
+        have: u64,
+    },
     /// A restart would forget it, so it is not acknowledged.
     #[error("the workload was not started: a restart of this host would forget it")]
     Journal(#[source] journal::Error),
@@ -150,6 +174,8 @@ struct Inner {
     leaving: Leaving,
     started_at: OffsetDateTime,
     node: Node,
+    /// Memory that the workloads declare. Units: bytes.
+    declared: Arc<AtomicU64>,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
 }
 
@@ -168,6 +194,7 @@ struct Entry {
     before: Option<watch::Receiver<State>>,
     /// It is being put in the place of what it replaces.
     committing: bool,
+    reserved: Reserved,
 }
 
 /// What a start has come to.
@@ -183,6 +210,7 @@ struct Registered {
 pub(crate) struct Busy {
     pub(crate) spec: Arc<WorkloadSpec>,
     pub(crate) in_flight: InFlight,
+    pub(crate) used: Used,
 }
 
 impl Host {
@@ -213,6 +241,7 @@ impl Host {
             leaving: Leaving::new(parts.state),
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
+            declared: Arc::default(),
             table: Mutex::default(),
         }))
     }
@@ -363,11 +392,14 @@ impl Host {
         request: Option<Vec<u8>>,
     ) -> Result<Registered, StartError> {
         let spec = self.spec(id, workload)?;
+        // Looked at before the lock: it reads files of the kernel.
+        let sample = (spec.memory_declared > 0).then(|| self.sample());
         let table = self.table();
         let Some(entry) = table
             .get(id)
             .filter(|entry| entry.is_coming() || entry.coming().is_some())
         else {
+            self.admit(&spec, table.get(id), sample)?;
             let state = self.insert(table, spec, false, || {
                 if let (Some(journal), Some(request)) = (&self.0.journal, request) {
                     journal.want(id, Some(request));
@@ -398,6 +430,7 @@ impl Host {
                 replaces: true,
             });
         }
+        self.admit(&spec, Some(entry), sample)?;
         let state = self.replace(table, spec, request)?;
         Ok(Registered {
             state,
@@ -458,6 +491,7 @@ impl Host {
         turn: impl FnOnce(watch::Receiver<State>) -> Option<Turn>,
     ) -> Entry {
         let inner = &self.0;
+        let reserved = Reserved::new(&inner.declared, spec.memory_declared);
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
         let (course_sender, course) = watch::channel(Course::new());
@@ -489,6 +523,7 @@ impl Host {
             next: None,
             before: None,
             committing: false,
+            reserved,
         }
     }
 
@@ -627,15 +662,24 @@ impl Host {
         })
     }
 
+    /// How the machine does.
+    pub(crate) fn sample(&self) -> Sample {
+        self.0.node.sample()
+    }
+
     /// What this host says about itself.
     pub fn heartbeat(&self) -> wire::HostHeartbeat {
         let inner = &self.0;
         let workloads = self.table().len() as u64;
-        let sample = inner.node.sample();
+        let sample = self.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
         if self.is_cordoned() {
             labels.insert(CORDONED_LABEL.to_owned(), "true".to_owned());
+        }
+        let short_of = inner.health.pressure().borrow().join(".");
+        if !short_of.is_empty() {
+            labels.insert(PRESSURE_LABEL.to_owned(), short_of);
         }
         wire::HostHeartbeat {
             id: inner.identity.id.to_string(),
@@ -709,9 +753,17 @@ impl Host {
             let state = entry.state.borrow();
             matches!(*state, State::Running | State::Stopping)
         });
-        let busy = entries.map(|entry| Busy {
-            spec: Arc::clone(&entry.spec),
-            in_flight: entry.course.borrow().in_flight.clone(),
+        let busy = entries.map(|entry| {
+            let course = entry.course.borrow();
+            let mut used = Used::default();
+            for component in &course.components {
+                used += component.usage.used();
+            }
+            Busy {
+                spec: Arc::clone(&entry.spec),
+                in_flight: course.in_flight.clone(),
+                used,
+            }
         });
         busy.collect()
     }
@@ -737,26 +789,37 @@ impl Host {
 
 impl Entry {
     fn summary(&self) -> wire::WorkloadSummary {
+        // Before the borrow: they look at the same.
+        let (state, message) = (self.shown().wire(), self.words());
         let course = self.course.borrow();
         let components = self.spec.components.iter().map(|component| {
             let found = course
                 .components
                 .iter()
                 .find(|resolved| resolved.name == component.name);
+            let used = found.map(|resolved| resolved.usage.used());
+            let used = used.unwrap_or_default();
+            let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             wire::ComponentSummary {
                 name: component.name.clone(),
                 image: component.image.clone(),
                 digest: found
                     .map(|resolved| resolved.digest.clone())
                     .unwrap_or_default(),
+                calls: used.calls,
+                cpu_ms: millis(used.cpu),
+                cpu_delayed_ms: millis(used.delayed),
+                memory_bytes: used.memory_bytes,
+                memory_bytes_peak: used.memory_bytes_peak,
+                log_lines_dropped: used.lines_dropped,
             }
         });
         wire::WorkloadSummary {
             workload_id: self.spec.id.to_string(),
             namespace: self.spec.namespace.clone(),
             name: self.spec.name.clone(),
-            state: self.shown().wire(),
-            message: self.words(),
+            state,
+            message,
             components: components.collect(),
             hosts: self
                 .spec

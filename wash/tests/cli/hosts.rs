@@ -205,7 +205,7 @@ impl Hosts {
         let component = ComponentSummary {
             name: component.name.clone(),
             image: component.image.clone(),
-            digest: String::new(),
+            ..ComponentSummary::default()
         };
         let summary = WorkloadSummary {
             workload_id: request.workload_id.clone(),

@@ -28,10 +28,11 @@ use crate::trigger::http::Attachment;
 use crate::trigger::messaging::{self, Delivering};
 
 /// What others may know of a workload's components while it runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Resolved {
     pub(crate) name: String,
     pub(crate) digest: String,
+    pub(crate) usage: Arc<engine::Usage>,
 }
 
 /// Everything a running workload holds; dropping it detaches.
@@ -261,6 +262,7 @@ impl Actor {
             environment: spec.environment.clone(),
             allowed_hosts: spec.allowed_hosts.clone(),
             memory_bytes_max: spec.memory_bytes_max,
+            cpu_millis_max: spec.cpu_millis_max,
             reuse: spec.reuse,
             outbound: turns.clone(),
         };
@@ -271,6 +273,7 @@ impl Actor {
         let resolved = Resolved {
             name: name.clone(),
             digest,
+            usage: Arc::clone(runnable.usage()),
         };
         self.course
             .send_modify(|course| course.components.push(resolved));
