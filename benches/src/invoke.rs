@@ -98,6 +98,7 @@ async fn load(warm: bool) -> Result<Runnable> {
         environment: BTreeMap::new(),
         allowed_hosts: AllowedHosts::default(),
         memory_bytes_max: MEMORY_BYTES_MAX,
+        cpu_millis_max: None,
         reuse: if warm { reuse } else { Reuse::NEVER },
         outbound: engine.turns(),
     };

@@ -134,13 +134,18 @@ struct Lines {
 
 impl Lines {
     fn emit(&mut self) {
+        let log = &self.output.recipe.log;
+        if !log.admits(self.line.len()) {
+            self.line.clear();
+            return;
+        }
         let line = String::from_utf8_lossy(&self.line);
         let Owner {
             namespace,
             workload,
             workload_id,
             component,
-        } = &*self.output.recipe.owner;
+        } = &*log.owner;
         tracing::info!(
             target: "guest",
             namespace, workload, workload_id, component,

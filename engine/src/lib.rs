@@ -28,11 +28,13 @@ pub mod invoke;
 mod limits;
 mod link;
 pub mod permits;
+mod rates;
 mod runnable;
 mod runner;
 pub mod shards;
 mod tuning;
 mod under_way;
+mod usage;
 mod warm;
 pub mod wit;
 
@@ -43,8 +45,10 @@ pub use ctx::{Ctx, Owner};
 pub use interface::http::{Outbound, TrustError, TrustRoots, Turns};
 pub use interface::messaging::SUBSCRIPTION_KEYS;
 pub use link::{Grant, LinkError};
+pub use rates::GuestLog;
 pub use runnable::Runnable;
 pub use tuning::{CHECKED_MEMORY_BYTES_MAX, Layout, UnknownLayout};
+pub use usage::{Usage, Used};
 pub use warm::Reuse;
 /// For who implements an [`interface`] or calls exports: the version that this engine is made of.
 pub use wasmtime;

@@ -1,4 +1,4 @@
-//! What one component may use: memory by a shared budget, CPU time by epochs and a meter.
+//! What one component may use: memory by a shared budget, CPU time by epochs, a meter and its share.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,43 +9,37 @@ use std::time::{Duration, Instant};
 use wasmtime::{EngineWeak, ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use crate::ctx::Ctx;
+use crate::usage::Usage;
 
 /// How often the epoch advances: how long a guest may hold a thread, and the grain of its time limit.
 pub(crate) const EPOCH: Duration = Duration::from_millis(10);
 
 /// The most elements of one table.
-const TABLE_ELEMENTS_MAX: usize = 1_000_000;
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// Bytes that all live instances of one component may hold together.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct MemoryBudget {
-    used: Arc<AtomicU64>,
+    usage: Arc<Usage>,
     bytes_max: u64,
 }
 
 impl MemoryBudget {
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        Self {
-            used: Arc::default(),
-            bytes_max,
-        }
+    /// Shape: what is held is counted in `usage`.
+    pub(crate) fn new(usage: Arc<Usage>, bytes_max: u64) -> Self {
+        Self { usage, bytes_max }
     }
 
     fn take(&self, bytes: u64) -> bool {
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.bytes_max)
-            })
-            .is_ok()
+        self.usage.take_memory(bytes, self.bytes_max)
     }
 
     pub(crate) fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    #[cfg(test)]
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+    fn used(&self) -> u64 {
+        self.usage.memory_bytes()
     }
 }
 
@@ -89,35 +83,55 @@ impl Meter {
     }
 }
 
+/// Who is charged for what a call computes.
+pub(crate) trait Payer {
+    /// A poll of the call took so long.
+    fn pay(&self, computed: Duration);
+}
+
 pin_project_lite::pin_project! {
-    /// A call whose polls are measured.
-    pub(crate) struct Metered<F> {
+    /// A call whose polls are measured, and charged to its payer.
+    pub(crate) struct Metered<P, F> {
         #[pin]
         call: F,
         meter: Arc<Meter>,
+        payer: P,
     }
 }
 
-impl<F> Metered<F> {
-    pub(crate) fn new(meter: Arc<Meter>, call: F) -> Self {
-        Self { call, meter }
+impl<P: Payer, F> Metered<P, F> {
+    pub(crate) fn new(payer: P, meter: Arc<Meter>, call: F) -> Self {
+        Self { call, meter, payer }
     }
 }
 
-impl<F: Future> Future for Metered<F> {
+impl<P: Payer, F: Future> Future for Metered<P, F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let meter = this.meter;
+        let _measured = Measured::begin(this.meter, this.payer);
+        this.call.poll(cx)
+    }
+}
+
+/// One poll, charged when it is over, however it ends.
+struct Measured<'a, P: Payer>(&'a Meter, &'a P);
+
+impl<'a, P: Payer> Measured<'a, P> {
+    fn begin(meter: &'a Meter, payer: &'a P) -> Self {
         meter.since.store(meter.now() + 1, Ordering::Relaxed);
-        let polled = this.call.poll(cx);
-        // What has ended is not asked for its time any more.
-        if polled.is_pending() {
-            meter.spent.fetch_add(meter.running(), Ordering::Relaxed);
-            meter.since.store(0, Ordering::Relaxed);
-        }
-        polled
+        Self(meter, payer)
+    }
+}
+
+impl<P: Payer> Drop for Measured<'_, P> {
+    fn drop(&mut self) {
+        let Self(meter, payer) = self;
+        let computed = meter.running();
+        meter.spent.fetch_add(computed, Ordering::Relaxed);
+        meter.since.store(0, Ordering::Relaxed);
+        payer.pay(Duration::from_nanos(computed));
     }
 }
 
@@ -128,6 +142,8 @@ pub(crate) struct Limits {
     /// Set when a request for memory was refused, to name the cause of what follows: the bytes that this
     /// instance would have held.
     pub(crate) refused: Option<u64>,
+    /// The same of a table: the elements that it would have had.
+    pub(crate) refused_elements: Option<usize>,
     meter: Arc<Meter>,
     call_cpu_max: Duration,
 }
@@ -138,6 +154,7 @@ impl Limits {
             budget,
             held: 0,
             refused: None,
+            refused_elements: None,
             meter,
             call_cpu_max,
         }
@@ -147,6 +164,7 @@ impl Limits {
     pub(crate) fn begin_call(&mut self, meter: Arc<Meter>) {
         self.meter = meter;
         self.refused = None;
+        self.refused_elements = None;
     }
 
     /// Of the call that runs.
@@ -156,14 +174,13 @@ impl Limits {
 
     /// Whether another instance as large as this one would fit beside it.
     pub(crate) fn has_room(&self) -> bool {
-        let used = self.budget.used.load(Ordering::Relaxed);
-        used.saturating_add(self.held) <= self.budget.bytes_max
+        self.budget.used().saturating_add(self.held) <= self.budget.bytes_max
     }
 }
 
 impl Drop for Limits {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.held, Ordering::Relaxed);
+        self.budget.usage.give_memory(self.held);
     }
 }
 
@@ -189,7 +206,12 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX && maximum.is_none_or(|maximum| desired <= maximum))
+        let fits =
+            desired <= TABLE_ELEMENTS_MAX && maximum.is_none_or(|maximum| desired <= maximum);
+        if !fits {
+            self.refused_elements = Some(desired);
+        }
+        Ok(fits)
     }
 }
 
@@ -205,10 +227,19 @@ pub(crate) fn epoch_passed(store: StoreContextMut<'_, Ctx>) -> wasmtime::Result<
     if limits.meter.spent() > limits.call_cpu_max {
         return Err(CpuExceeded(limits.call_cpu_max).into());
     }
-    Ok(UpdateDeadline::YieldCustom(
-        1,
-        Box::pin(tokio::task::yield_now()),
-    ))
+    let recipe = &store.data().recipe;
+    let pause: Pin<Box<dyn Future<Output = ()> + Send>> = match recipe.has_share() {
+        false => Box::pin(tokio::task::yield_now()),
+        true => {
+            let recipe = recipe.clone();
+            Box::pin(async move {
+                // Ends the poll, so that what it took is charged when the turn comes.
+                tokio::task::yield_now().await;
+                recipe.turn().await;
+            })
+        }
+    };
+    Ok(UpdateDeadline::YieldCustom(1, pause))
 }
 
 /// The OS thread that advances the epoch; no async runtime can delay it. Ends with its engine.
@@ -242,7 +273,8 @@ mod tests {
 
     #[test]
     fn memory_is_shared_by_the_instances_of_a_component() {
-        let budget = MemoryBudget::new(100);
+        let usage = Arc::new(Usage::default());
+        let budget = MemoryBudget::new(Arc::clone(&usage), 100);
         let mut a = Limits::new(budget.clone(), Meter::new(), Duration::from_secs(1));
         let mut b = Limits::new(budget.clone(), Meter::new(), Duration::from_secs(1));
         assert!(a.memory_growing(0, 60, None).unwrap());
@@ -254,7 +286,8 @@ mod tests {
         assert_eq!(budget.used(), 40);
         assert!(b.memory_growing(40, 100, None).unwrap());
         drop(b);
-        assert_eq!(budget.used(), 0);
+        let used = usage.used();
+        assert_eq!((used.memory_bytes, used.memory_bytes_peak), (0, 100));
     }
 
     #[tokio::test]
@@ -262,7 +295,8 @@ mod tests {
         let meter = Meter::new();
         let spin = Duration::from_millis(20);
         let at_the_end = std::sync::Mutex::new(Duration::ZERO);
-        Metered::new(Arc::clone(&meter), async {
+        let paid = std::sync::Mutex::new(Duration::ZERO);
+        Metered::new(&paid, Arc::clone(&meter), async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let start = Instant::now();
             while start.elapsed() < spin {}
@@ -271,5 +305,45 @@ mod tests {
         .await;
         let spent = *at_the_end.lock().unwrap();
         assert!(spent >= spin && spent < Duration::from_millis(200));
+        // The last poll, too, and one that is not waited for.
+        let paid = *paid.lock().unwrap();
+        assert!(paid >= spent && paid < Duration::from_millis(200));
+    }
+
+    impl Payer for &std::sync::Mutex<Duration> {
+        fn pay(&self, computed: Duration) {
+            *self.lock().unwrap() += computed;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_has_paid_for_its_polls() {
+        let paid = std::sync::Mutex::new(Duration::ZERO);
+        let spin = Duration::from_millis(5);
+        let call = async {
+            let start = Instant::now();
+            while start.elapsed() < spin {}
+            std::future::pending::<()>().await;
+        };
+        let call = Box::pin(Metered::new(&paid, Meter::new(), call));
+        let ended = tokio::time::timeout(Duration::from_millis(1), call).await;
+        assert!(ended.is_err());
+        assert!(*paid.lock().unwrap() >= spin);
+    }
+
+    #[test]
+    fn a_table_that_may_not_grow_says_so() {
+        use wasmtime::{Engine, Ref, RefType, Store, Table, TableType};
+        let budget = MemoryBudget::new(Arc::default(), 100);
+        let limits = Limits::new(budget, Meter::new(), Duration::from_secs(1));
+        let mut store = Store::new(&Engine::default(), limits);
+        store.limiter(|limits| limits);
+        let ty = TableType::new(RefType::FUNCREF, 1, None);
+        let table = Table::new(&mut store, ty, Ref::Func(None)).unwrap();
+        let most = TABLE_ELEMENTS_MAX as u64;
+        table.grow(&mut store, most - 1, Ref::Func(None)).unwrap();
+        assert_eq!(store.data().refused_elements, None);
+        assert!(table.grow(&mut store, 1, Ref::Func(None)).is_err());
+        assert_eq!(store.data().refused_elements, Some(TABLE_ELEMENTS_MAX + 1));
     }
 }

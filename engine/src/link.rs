@@ -1,6 +1,7 @@
 //! [`Compiled`] → [`Runnable`]: every import is served, or the start is refused with a remedy.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
@@ -15,7 +16,9 @@ use crate::interface::messaging::MessagingHandlerPre;
 use crate::interface::messaging_p3;
 use crate::interface::{Interface, InterfaceError, Need};
 use crate::limits::MemoryBudget;
+use crate::rates::{CpuShare, GuestLog};
 use crate::runnable::{Recipe, Runnable};
+use crate::usage::Usage;
 use crate::warm::Reuse;
 use crate::wit::{Import, WitInterface, WitName};
 
@@ -44,6 +47,9 @@ pub struct Grant {
     pub allowed_hosts: AllowedHosts,
     /// What its live instances may hold together, in bytes.
     pub memory_bytes_max: u64,
+    /// Its share of the processors: what its calls may compute per second, all together; `None`: no limit.
+    /// Units: thousandths of a processor.
+    pub cpu_millis_max: Option<NonZeroU32>,
     /// How its instances are used again.
     pub reuse: Reuse,
     /// Turns for outgoing requests, shared by the components of its workload: [`Engine::turns`].
@@ -114,8 +120,11 @@ pub(crate) async fn link(
     grant: Grant,
 ) -> Result<Runnable, LinkError> {
     let inner = &engine.0;
+    let usage = Arc::new(Usage::default());
+    let log = Arc::new(GuestLog::new(Arc::clone(&grant.owner), Arc::clone(&usage)));
     let need = Need {
         owner: &grant.owner,
+        log: &log,
         declared: &grant.declared,
         config: &grant.config,
         plugins: &inner.plugins,
@@ -199,14 +208,16 @@ pub(crate) async fn link(
         messaging,
         messaging_p3,
         watcher,
-        owner: grant.owner,
+        log: Arc::clone(&log),
+        usage: Arc::clone(&usage),
+        cpu: grant.cpu_millis_max.map(CpuShare::new),
         environment: grant.environment.into_iter().collect(),
         egress: Egress::new(
             grant.allowed_hosts,
             inner.config.trust_roots.clone(),
             grant.outbound,
         ),
-        memory: MemoryBudget::new(grant.memory_bytes_max),
+        memory: MemoryBudget::new(usage, grant.memory_bytes_max),
     };
     Ok(Runnable::new(recipe, grant.reuse))
 }

@@ -1,6 +1,7 @@
 //! A linked component, and the recipe for a fresh instance of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Instance, InstancePre, ResourceTable};
 use wasmtime_wasi::WasiCtxBuilder;
@@ -14,10 +15,12 @@ use crate::interface::keyvalue::watcher::{Watching, WatchingPre};
 use crate::interface::messaging::{MessagingHandler, MessagingHandlerPre};
 use crate::interface::messaging_p3;
 use crate::invoke::Error;
-use crate::limits::{Limits, MemoryBudget, Meter, epoch_passed};
+use crate::limits::{Limits, MemoryBudget, Meter, Payer, TABLE_ELEMENTS_MAX, epoch_passed};
 use crate::permits::{Permit, Share};
+use crate::rates::{CpuShare, GuestLog};
 use crate::runner::Wasi;
 use crate::shards::{Handle, Spread};
+use crate::usage::Usage;
 use crate::warm::{Reuse, Warm};
 use crate::wit::WitName;
 use crate::{Compiled, Engine};
@@ -67,7 +70,10 @@ pub(crate) struct Recipe {
     /// Goes before `messaging`.
     pub(crate) messaging_p3: Option<messaging_p3::MessagingHandlerPre<Ctx>>,
     pub(crate) watcher: Option<WatchingPre<Ctx>>,
-    pub(crate) owner: Arc<Owner>,
+    pub(crate) log: Arc<GuestLog>,
+    pub(crate) usage: Arc<Usage>,
+    /// `None`: as much of the processors as there is.
+    pub(crate) cpu: Option<CpuShare>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) egress: Egress,
     pub(crate) memory: MemoryBudget,
@@ -127,7 +133,12 @@ impl Runnable {
 
     /// Who it is.
     pub fn owner(&self) -> &Arc<Owner> {
-        &self.0.recipe.owner
+        &self.0.recipe.log.owner
+    }
+
+    /// What it uses.
+    pub fn usage(&self) -> &Arc<Usage> {
+        &self.0.recipe.usage
     }
 }
 
@@ -151,7 +162,28 @@ pub(crate) fn is_roomy(store: &Store<Ctx>) -> bool {
     runner.instances.free() >= spare && ctx.limits.has_room()
 }
 
+impl Payer for Handle<Recipe> {
+    fn pay(&self, computed: Duration) {
+        self.usage.computed(computed);
+        if let Some(cpu) = &self.cpu {
+            cpu.take(computed);
+        }
+    }
+}
+
 impl Recipe {
+    /// Whether it has a share of the processors, and so may have to wait.
+    pub(crate) fn has_share(&self) -> bool {
+        self.cpu.is_some()
+    }
+
+    /// Waits while the component has used up its share of the processors.
+    pub(crate) async fn turn(&self) {
+        if let Some(cpu) = &self.cpu {
+            cpu.turn(&self.usage).await;
+        }
+    }
+
     /// The right to one instance of the allocator pool.
     pub(crate) async fn permit(&self) -> Result<Permit, Error> {
         let wait = self.engine.0.config.instance_wait;
@@ -209,6 +241,9 @@ impl Recipe {
             return Error::Busy;
         }
         let mut text = format!("{error:#}");
+        if store.data().limits.refused_elements.is_some() {
+            text = format!("table limit of {TABLE_ELEMENTS_MAX} elements reached: {text}");
+        }
         if store.data().limits.refused.is_some() {
             let bytes_max = self.memory.bytes_max();
             text = format!("memory limit of {bytes_max} bytes reached: {text}");

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::Error;
+use crate::limits::TABLE_ELEMENTS_MAX;
 use crate::runner::Wasi;
 
 /// Address space of one memory with [`Layout::Checked`], in bytes, and so its largest size.
@@ -230,7 +231,7 @@ impl Pool {
             .max_core_instances_per_component(64)
             .max_memories_per_component(16)
             .max_tables_per_component(64)
-            .table_elements(100_000)
+            .table_elements(TABLE_ELEMENTS_MAX)
             .max_memory_size(usize::try_from(self.memory_bytes_max).unwrap_or(usize::MAX))
             .max_unused_warm_slots(self.warm_slots)
             // Resetting dirty pages in place costs far less than giving them back and faulting them in.

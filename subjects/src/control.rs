@@ -24,6 +24,9 @@ pub const RETRY_HEADER: &str = "Washlet-Retry";
 pub const CORDONED_LABEL: &str = "washlet.dev/cordoned";
 /// The label of a host with the public key that values are sealed to for it. Shape: `X` and 55 characters.
 pub const SEAL_KEY_LABEL: &str = "washlet.dev/xkey";
+
+/// The label of a host that is short of something. Shape: `memory`, `disk`, `cpu` and `instances`, with `.` between.
+pub const PRESSURE_LABEL: &str = "washlet.dev/pressure";
 /// The annotation of a workload of several replicas that may be moved to another host, with how to choose it:
 /// `{"replicas":2,"selector":{"hostgroup":"edge"},"environment":""}`.
 pub const PLACEMENT_ANNOTATION: &str = "washlet.dev/placement";

@@ -14,7 +14,8 @@
 //! | `runtime.host.<host>.host.drain` | → host | request | [`HostDrainRequest`](wire::HostDrainRequest) or empty → [`HostState`](wire::HostState) |
 //! | `washlet.ping` | → all hosts | scatter request | empty → [`HostHeartbeat`](wire::HostHeartbeat) from each |
 //! | `washlet.event.<host>.{started,goodbye}` | host → all | publish | [`HostEvent`](wire::HostEvent) |
-//! | `washlet.event.<host>.{draining,pressure,workload}` | host → all | publish | reserved; not published yet |
+//! | `washlet.event.<host>.pressure` | host → all | publish | [`HostEvent`](wire::HostEvent) |
+//! | `washlet.event.<host>.{draining,workload}` | host → all | publish | reserved; not published yet |
 //!
 //! The first five are wasmCloud's; an operator refuses fields it does not know on them, so nothing
 //! is ever added to their messages. The others are ours.

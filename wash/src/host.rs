@@ -44,6 +44,8 @@ const INSTANCES_MAX: u32 = 1_000;
 /// Runs a host until it is told to stop.
 pub(crate) fn run(args: HostArgs, format: LogFormat) -> Result<Report, Failure> {
     args.check()?;
+    // Before anything is sized by it.
+    washlet::node::raise_files();
     let state = StateDir::open(args.identity.state_dir.clone())
         .map_err(|error| Failure::usage(capabilities::report(&error)))?;
     let seal_key = state.seal_key();

@@ -1,7 +1,7 @@
 //! `wash hosts`: list, cordon, uncordon, drain.
 
 use serde_json::json;
-use subjects::control::CORDONED_LABEL;
+use subjects::control::{CORDONED_LABEL, PRESSURE_LABEL};
 use subjects::wire::HostHeartbeat;
 
 use crate::args::{HostsArgs, HostsCommand, OneHostArgs};
@@ -72,15 +72,17 @@ fn row(host: &HostHeartbeat) -> [String; 11] {
         port if host.hostname.contains(':') => format!("[{}]:{port}", host.hostname),
         port => format!("{}:{port}", host.hostname),
     };
-    let state = match host.labels.get(CORDONED_LABEL).map(String::as_str) {
-        Some("true") => "cordoned",
-        _ => "ready",
+    let cordoned = host.labels.get(CORDONED_LABEL).map(String::as_str);
+    let state = match (cordoned, host.labels.get(PRESSURE_LABEL)) {
+        (Some("true"), _) => "cordoned".to_owned(),
+        (_, Some(short_of)) => format!("short of {}", short_of.replace('.', ", ")),
+        _ => "ready".to_owned(),
     };
     let group = host.labels.get("hostgroup").cloned().unwrap_or_default();
     [
         host.id.clone(),
         host.friendly_name.clone(),
-        state.to_owned(),
+        state,
         group,
         http,
         host.workload_count.to_string(),

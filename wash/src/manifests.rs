@@ -2,8 +2,8 @@
 //!
 //! The files are those of `wash workload start -f`. What a changed file describes is started before what it
 //! described before is stopped, and until all of it runs the latter goes on; what did not change is left
-//! alone. What a file describes is started again when it failed, or when somebody stopped it: the file
-//! decides. No file waits for another.
+//! alone. What a file describes is started again when somebody stopped it: the file decides. No file waits for
+//! another.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -272,18 +272,25 @@ impl Follower {
             return Outcome::InForce;
         }
         let name = &workload.name;
+        let problem = |cause: String| Outcome::Problem(format!("workload '{name}': {cause}"));
+        // The host tries it again by itself.
+        if let Some(cause) = self.host.failing(id) {
+            return problem(cause);
+        }
         let start = self.host.start_unjournaled(id.clone(), workload.clone());
         let error = match timeout(START_WITHIN, start).await {
             Ok(Ok(status)) if status.workload_state == WorkloadState::Running => {
                 tracing::info!(%id, name, file = %file.display(), "a manifest's workload is started");
                 return Outcome::InForce;
             }
-            Ok(Ok(status)) if status.workload_state == WorkloadState::Error => status.message,
+            Ok(Ok(status)) if status.workload_state == WorkloadState::Error => {
+                self.host.failing(id).unwrap_or(status.message)
+            }
             // It goes on, or was stopped meanwhile.
             Ok(Ok(_)) | Err(_) => return Outcome::Pending,
             Ok(Err(error)) => capabilities::report(&error),
         };
-        Outcome::Problem(format!("workload '{name}': {error}"))
+        problem(error)
     }
 
     /// Stops what is in `said` and in none of `kept`.

@@ -286,7 +286,7 @@ fn summary(outcomes: Vec<Outcome>, wait: bool) -> Result<Report, Failure> {
     let failure = Failure::with_report(exit, report);
     Err(match exit {
         Exit::Refused => failure
-            .hint("the message of the host says why; starting again with the same --id retries"),
+            .hint("the message of the host says why; with `next in` the host goes on trying, which `wash workload stop ID` ends"),
         Exit::Unreachable => failure.hint("`wash hosts` lists the hosts that answer"),
         _ => {
             failure.hint("wait longer with --timeout, or look again with `wash workload status ID`")
@@ -437,12 +437,52 @@ pub(crate) async fn stop(args: &StopArgs) -> Result<Report, Failure> {
 pub(crate) async fn status(args: &StatusArgs) -> Result<Report, Failure> {
     let fleet = Fleet::connect(&args.fleet.nats).await?;
     let hosts = fleet.ids(args.fleet.host.as_ref(), args.fleet.wait).await?;
-    let (text, data) = states(&find(&fleet, &args.id, hosts).await?);
+    let found = find(&fleet, &args.id, hosts).await?;
+    let known = found.iter().map(|(host, _)| host.clone()).collect();
+    let details = ask_all(known, async |host| fleet.inspect(host, &args.id).await).await;
+    let (mut rows, mut all) = (Vec::new(), Vec::new());
+    for ((host, status), (_, details)) in found.into_iter().zip(details) {
+        // Hosts of others do not know the question.
+        let summary = details.ok().and_then(|details| details.workload);
+        let mut data = details_of(summary);
+        let changed = data.get("changedAt").and_then(Value::as_str);
+        let changed = changed.and_then(|at| at.get(.."2026-01-01T00:00:00".len()));
+        let state = short(status.workload_state);
+        rows.push([
+            status.workload_id.clone(),
+            host.to_string(),
+            state.to_owned(),
+            changed.map(|at| format!("{at}Z")).unwrap_or_default(),
+            status.message.clone(),
+        ]);
+        data.insert("workloadId".into(), status.workload_id.into());
+        data.insert("hostId".into(), host.as_str().into());
+        data.insert("state".into(), state.into());
+        data.insert("message".into(), status.message.into());
+        all.push(Value::Object(data));
+    }
     Ok(Report {
-        text,
-        data,
+        text: table(["ID", "HOST", "STATE", "SINCE", "MESSAGE"], rows),
+        data: all.into(),
         ..Report::default()
     })
+}
+
+/// What there is to know of a workload beyond its state: of its attempts, and what its components use.
+fn details_of(summary: Option<WorkloadSummary>) -> serde_json::Map<String, Value> {
+    let summary = summary.map(|summary| json!(summary));
+    let Some(Value::Object(mut fields)) = summary else {
+        return serde_json::Map::new();
+    };
+    let of_status = [
+        "attempts",
+        "reason",
+        "changedAt",
+        "nextAttemptAt",
+        "components",
+    ];
+    fields.retain(|name, _| of_status.contains(&name.as_str()));
+    fields
 }
 
 /// Lists the workloads of all hosts.

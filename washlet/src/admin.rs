@@ -9,13 +9,14 @@
 //! It has a thread and a runtime of its own: nothing that guests, pulls or the control plane do delays it.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
+use engine::Used;
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -31,6 +32,7 @@ use tokio::time::timeout;
 use crate::control::nats;
 use crate::health::{CLASSES, Came, Health};
 use crate::host::{Busy, Host};
+use crate::pressure::{RESOURCES, Resource};
 
 /// Connections at once; more wait in the kernel's backlog.
 const CONNECTIONS_MAX: usize = 32;
@@ -190,7 +192,7 @@ impl Page {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], sample: u64) {
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], sample: impl Display) {
         self.0.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             self.0.push(if index == 0 { '{' } else { ',' });
@@ -283,6 +285,41 @@ fn metrics(host: &Host, health: &Health) -> String {
         "Workloads by state.",
         "state",
         &host.states(),
+    );
+    page.counter(
+        "washlet_workload_retries_total",
+        "Times that a failed workload was started again.",
+        counts.retries,
+    );
+    let short_of = health.pressure().borrow().clone();
+    let short = RESOURCES.map(|Resource { name, .. }| (name, u64::from(short_of.contains(&name))));
+    page.family(
+        "washlet_pressure",
+        "gauge",
+        "Whether the machine is short of it.",
+        "resource",
+        &short,
+    );
+    let (declared, memory) = (host.declared_bytes(), host.sample());
+    page.gauge(
+        "washlet_memory_bytes",
+        "Memory of the machine, or of its control group.",
+        memory.memory_total,
+    );
+    page.gauge(
+        "washlet_memory_free_bytes",
+        "What could still be used of it.",
+        memory.memory_free,
+    );
+    page.gauge(
+        "washlet_memory_declared_bytes",
+        "Memory that workloads declare (memoryLimitMb).",
+        declared,
+    );
+    page.counter(
+        "washlet_starts_without_room_total",
+        "Starts refused because they did not fit.",
+        counts.without_room,
     );
     if let Some(journal) = host.journal() {
         page.gauge(
@@ -436,6 +473,63 @@ fn per_workload(page: &mut Page, all: &[Busy]) {
                     count,
                 );
             }
+        }
+    }
+    used(page, all);
+}
+
+/// What workloads use.
+fn used(page: &mut Page, all: &[Busy]) {
+    type Count = fn(&Used) -> u64;
+    let counts: [(&str, &str, &str, Count); 4] = [
+        (
+            "washlet_workload_calls_total",
+            "counter",
+            "Calls of components by workload: HTTP requests and messages.",
+            |used| used.calls,
+        ),
+        (
+            "washlet_workload_memory_bytes",
+            "gauge",
+            "Memory of the live instances of a workload.",
+            |used| used.memory_bytes,
+        ),
+        (
+            "washlet_workload_memory_peak_bytes",
+            "gauge",
+            "The most that it was.",
+            |used| used.memory_bytes_peak,
+        ),
+        (
+            "washlet_workload_log_lines_dropped_total",
+            "counter",
+            "Lines of a workload that were left out of the log, because there were too many.",
+            |used| used.lines_dropped,
+        ),
+    ];
+    for (name, kind, help, count) in counts {
+        page.head(name, kind, help);
+        for busy in all.iter().filter(|busy| count(&busy.used) > 0) {
+            page.sample(name, &labels(busy), count(&busy.used));
+        }
+    }
+    type Time = fn(&Used) -> Duration;
+    let times: [(&str, &str, Time); 2] = [
+        (
+            "washlet_workload_cpu_seconds_total",
+            "How long calls of a workload have computed.",
+            |used| used.cpu,
+        ),
+        (
+            "washlet_workload_cpu_delayed_seconds_total",
+            "How long calls of a workload were held back by its share of the processors (cpuLimit).",
+            |used| used.delayed,
+        ),
+    ];
+    for (name, help, time) in times {
+        page.head(name, "counter", help);
+        for busy in all.iter().filter(|busy| !time(&busy.used).is_zero()) {
+            page.sample(name, &labels(busy), time(&busy.used).as_secs_f64());
         }
     }
 }

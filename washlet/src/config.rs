@@ -249,6 +249,8 @@ pub struct Limits {
     pub http_connections: usize,
     /// HTTP requests at once.
     pub http_requests: usize,
+    /// The largest body of one response, in bytes; a longer one breaks off.
+    pub response_bytes_max: u64,
     /// Messages being handled at once by one component, and calls of it by one trigger.
     pub messages_per_component: usize,
     /// Messages being handled at once on this host, and calls of its triggers.
@@ -270,6 +272,7 @@ impl Default for Limits {
             artifact_bytes_max: 256 << 20,
             http_connections: 4_096,
             http_requests: 1_024,
+            response_bytes_max: 4 << 30,
             messages_per_component: 32,
             messages_per_host: 128,
             start_reply: Duration::from_secs(50),

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 use engine::shards::{self, Shards};
 
@@ -38,6 +39,10 @@ struct Inner {
     heartbeats: AtomicU64,
     heartbeats_failed: AtomicU64,
     commands: AtomicU64,
+    retries: AtomicU64,
+    without_room: AtomicU64,
+    /// What the machine is short of.
+    short_of: watch::Sender<Vec<&'static str>>,
     answered: Shards<Answered>,
 }
 
@@ -130,6 +135,10 @@ pub struct Counts {
     pub heartbeats_failed: u64,
     /// Commands answered.
     pub commands: u64,
+    /// Times that a failed workload was started again.
+    pub retries: u64,
+    /// Starts refused because they did not fit.
+    pub without_room: u64,
     /// Responses to HTTP requests, by class of their status, from 1xx on.
     pub answered: [u64; CLASSES],
 }
@@ -155,6 +164,9 @@ impl Health {
             heartbeats: AtomicU64::new(0),
             heartbeats_failed: AtomicU64::new(0),
             commands: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            without_room: AtomicU64::new(0),
+            short_of: watch::Sender::default(),
             answered: Shards::new(shards::count(), |_| Default::default()),
         }))
     }
@@ -229,6 +241,34 @@ impl Health {
         self.0.commands.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A workload that had failed is started again.
+    pub(crate) fn retried(&self) {
+        self.0.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A start was refused because it does not fit.
+    pub(crate) fn no_room(&self) {
+        self.0.without_room.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the machine is short of from now on.
+    pub(crate) fn is_short_of(&self, resources: Vec<&'static str>) {
+        let changed = self.0.short_of.send_if_modified(|short_of| {
+            let changed = *short_of != resources;
+            *short_of = resources;
+            changed
+        });
+        if changed {
+            let resources = self.pressure().borrow().join(", ");
+            tracing::warn!(resources, "what the machine is short of has changed");
+        }
+    }
+
+    /// What the machine is short of.
+    pub(crate) fn pressure(&self) -> watch::Receiver<Vec<&'static str>> {
+        self.0.short_of.subscribe()
+    }
+
     /// An HTTP request was answered.
     pub(crate) fn answered(&self, status: http::StatusCode) {
         self.0.answered.here().add(status);
@@ -275,6 +315,8 @@ impl Health {
             heartbeats: self.0.heartbeats.load(Ordering::Relaxed),
             heartbeats_failed: self.0.heartbeats_failed.load(Ordering::Relaxed),
             commands: self.0.commands.load(Ordering::Relaxed),
+            retries: self.0.retries.load(Ordering::Relaxed),
+            without_room: self.0.without_room.load(Ordering::Relaxed),
             answered: sum(self.0.answered.iter()),
         }
     }

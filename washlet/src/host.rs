@@ -3,14 +3,16 @@
 //! Each workload is owned by a task of its own (`workload/actor.rs`); the table only knows how to tell it
 //! to stop and where to read its state. The lock is never held across an `await`.
 
+mod admit;
 mod leave;
 mod replace;
 mod restore;
+mod retry;
 
 use capabilities::plugin::Plugins;
-use engine::Engine;
 use engine::interface::Interfaces;
 use engine::wit::Served;
+use engine::{Engine, Used};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::collections::BTreeMap;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use subjects::control::{CORDONED_LABEL, SEAL_KEY_LABEL};
+use subjects::control::{CORDONED_LABEL, PRESSURE_LABEL, SEAL_KEY_LABEL};
 use subjects::wire;
 use subjects::{HostId, WorkloadId};
 use time::OffsetDateTime;
@@ -32,13 +34,14 @@ use crate::drain::Drain;
 use crate::health::{Came, Health, Messages};
 use crate::identity::friendly_name;
 use crate::journal::{self, Journal};
-use crate::node::Node;
+use crate::node::{Node, Sample};
 use crate::seal::SealKey;
 use crate::trigger::Triggers;
 use crate::trigger::http::Routes;
-use crate::workload::State;
-use crate::workload::actor::{Actor, InFlight, Resolved};
+use crate::workload::actor::{Actor, InFlight};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
+use crate::workload::{Course, Failure, State};
+use admit::Reserved;
 pub use leave::LeaveError;
 use leave::Leaving;
 pub(crate) use replace::Turn;
@@ -128,6 +131,28 @@ pub enum StartError {
     /// The table is full.
     #[error("the host holds {WORKLOADS_MAX} workloads, its maximum")]
     Full,
+    /// It does not fit beside what is here.
+    #[error(
+        "the host has no room for it: {need} MiB of memory are declared (memoryLimitMb), {have} MiB of {total} MiB are left; declare less, or start it on another host"
+    )]
+    NoMemory {
+        /// What its components declare together. Units: MiB.
+        need: u64,
+        /// What others do not declare, and is not in use either. Units: MiB.
+        have: u64,
+        /// What the host has. Units: MiB.
+        total: u64,
+    },
+    /// It keeps more instances than there can be.
+    #[error(
+        "the host has no room for it: {need} instances are to be kept (poolSize), of {have} that can live at once; keep fewer, or start it on another host"
+    )]
+    NoInstances {
+        /// What its components keep together.
+        need: u64,
+        /// What the host has.
+        have: u64,
+    },
     /// A restart would forget it, so it is not acknowledged.
     #[error("the workload was not started: a restart of this host would forget it")]
     Journal(#[source] journal::Error),
@@ -160,6 +185,8 @@ struct Inner {
     leaving: Leaving,
     started_at: OffsetDateTime,
     node: Node,
+    /// Memory that the workloads declare. Units: bytes.
+    declared: Arc<AtomicU64>,
     table: Mutex<BTreeMap<WorkloadId, Entry>>,
 }
 
@@ -170,8 +197,7 @@ struct Entry {
     /// Starts of the same id that wait for this one to be gone.
     waiting: CancellationToken,
     state: watch::Receiver<State>,
-    resolved: watch::Receiver<Vec<Resolved>>,
-    in_flight: InFlight,
+    course: watch::Receiver<Course>,
     started_at: OffsetDateTime,
     /// New content that comes up to replace this, or could not.
     next: Option<Box<Entry>>,
@@ -179,6 +205,7 @@ struct Entry {
     before: Option<watch::Receiver<State>>,
     /// It is being put in the place of what it replaces.
     committing: bool,
+    reserved: Reserved,
 }
 
 /// What a start has come to.
@@ -194,6 +221,7 @@ struct Registered {
 pub(crate) struct Busy {
     pub(crate) spec: Arc<WorkloadSpec>,
     pub(crate) in_flight: InFlight,
+    pub(crate) used: Used,
 }
 
 impl Host {
@@ -227,6 +255,7 @@ impl Host {
             leaving: Leaving::new(parts.state),
             started_at: OffsetDateTime::now_utc(),
             node: Node::new(),
+            declared: Arc::default(),
             table: Mutex::default(),
         }))
     }
@@ -332,7 +361,7 @@ impl Host {
         let state = match settled {
             Ok(Ok(state)) => state.clone(),
             // The task ended without a word: it was aborted by a panic.
-            Ok(Err(_)) => State::Failed("the workload's task ended unexpectedly".to_owned()),
+            Ok(Err(_)) => State::Failed(Failure::last("the workload's task ended unexpectedly")),
             Err(_) => State::Starting,
         };
         let message = match &state {
@@ -346,7 +375,7 @@ impl Host {
                     State::Starting
                 )
             }
-            State::Failed(cause) => cause.clone(),
+            State::Failed(failure) => failure.to_string(),
             State::Stopping | State::Gone => "Workload was stopped while starting".to_owned(),
             state => state.to_string(),
         };
@@ -377,11 +406,14 @@ impl Host {
         request: Option<Vec<u8>>,
     ) -> Result<Registered, StartError> {
         let spec = self.spec(id, workload)?;
+        // Looked at before the lock: it reads files of the kernel.
+        let sample = (spec.memory_declared > 0).then(|| self.sample());
         let table = self.table();
         let Some(entry) = table
             .get(id)
             .filter(|entry| entry.is_coming() || entry.coming().is_some())
         else {
+            self.admit(&spec, table.get(id), sample)?;
             let state = self.insert(table, spec, false, || {
                 if let (Some(journal), Some(request)) = (&self.0.journal, request) {
                     journal.want(id, Some(request));
@@ -412,6 +444,7 @@ impl Host {
                 replaces: true,
             });
         }
+        self.admit(&spec, Some(entry), sample)?;
         let state = self.replace(table, spec, request)?;
         Ok(Registered {
             state,
@@ -456,7 +489,10 @@ impl Host {
         }
         let entry = self.launch(spec, cached_first, |_| None);
         let state = entry.state.clone();
-        table.insert(entry.spec.id.clone(), entry);
+        if let Some(failed) = table.insert(entry.spec.id.clone(), entry) {
+            // It is not to try again beside its successor.
+            failed.cancel();
+        }
         note();
         Ok(state)
     }
@@ -471,24 +507,26 @@ impl Host {
         turn: impl FnOnce(watch::Receiver<State>) -> Option<Turn>,
     ) -> Entry {
         let inner = &self.0;
+        let reserved = Reserved::new(&inner.declared, spec.memory_declared);
         let stop = CancellationToken::new();
         let (state_sender, state) = watch::channel(State::Starting);
-        let (resolved_sender, resolved) = watch::channel(Vec::new());
-        let in_flight = InFlight::default();
-        let actor = Actor {
+        let (course_sender, course) = watch::channel(Course::new());
+        let mut actor = Actor {
             shared: Arc::clone(&inner.shared),
             spec: Arc::clone(&spec),
             cached_first,
             turn: turn(state.clone()),
-            in_flight: in_flight.clone(),
             stop: stop.clone(),
             state: state_sender,
-            resolved: resolved_sender,
+            course: course_sender,
         };
         let (host, id, own) = (self.clone(), spec.id.clone(), state.clone());
         inner.control.spawn("workload", async move {
             // A panic is a failed workload, not a lost id.
-            let run = AssertUnwindSafe(actor.run()).catch_unwind().await;
+            let run = AssertUnwindSafe(host.keep_up(&mut actor));
+            let run = run.catch_unwind().await;
+            // Whoever waits for another state learns that there will be none.
+            drop(actor);
             host.forget(&id, &own, run.is_err());
         });
         Entry {
@@ -496,12 +534,12 @@ impl Host {
             stop,
             waiting: CancellationToken::new(),
             state,
-            resolved,
-            in_flight,
+            course,
             started_at: OffsetDateTime::now_utc(),
             next: None,
             before: None,
             committing: false,
+            reserved,
         }
     }
 
@@ -640,17 +678,26 @@ impl Host {
         })
     }
 
+    /// How the machine does.
+    pub(crate) fn sample(&self) -> Sample {
+        self.0.node.sample()
+    }
+
     /// What this host says about itself.
     pub fn heartbeat(&self) -> wire::HostHeartbeat {
         let inner = &self.0;
         let workloads = self.table().len() as u64;
-        let sample = inner.node.sample();
+        let sample = self.sample();
         let mut labels = inner.identity.labels.clone();
         labels.insert("hostgroup".to_owned(), inner.identity.group.clone());
         let key = inner.seal_key.public().to_string();
         labels.insert(SEAL_KEY_LABEL.to_owned(), key);
         if self.is_cordoned() {
             labels.insert(CORDONED_LABEL.to_owned(), "true".to_owned());
+        }
+        let short_of = inner.health.pressure().borrow().join(".");
+        if !short_of.is_empty() {
+            labels.insert(PRESSURE_LABEL.to_owned(), short_of);
         }
         wire::HostHeartbeat {
             id: inner.identity.id.to_string(),
@@ -724,9 +771,17 @@ impl Host {
             let state = entry.state.borrow();
             matches!(*state, State::Running | State::Stopping)
         });
-        let busy = entries.map(|entry| Busy {
-            spec: Arc::clone(&entry.spec),
-            in_flight: entry.in_flight.clone(),
+        let busy = entries.map(|entry| {
+            let course = entry.course.borrow();
+            let mut used = Used::default();
+            for component in &course.components {
+                used += component.usage.used();
+            }
+            Busy {
+                spec: Arc::clone(&entry.spec),
+                in_flight: course.in_flight.clone(),
+                used,
+            }
         });
         busy.collect()
     }
@@ -764,25 +819,37 @@ impl Host {
 
 impl Entry {
     fn summary(&self) -> wire::WorkloadSummary {
-        let resolved = self.resolved.borrow();
+        // Before the borrow: they look at the same.
+        let (state, message) = (self.shown().wire(), self.words());
+        let course = self.course.borrow();
         let components = self.spec.components.iter().map(|component| {
-            let found = resolved
+            let found = course
+                .components
                 .iter()
                 .find(|resolved| resolved.name == component.name);
+            let used = found.map(|resolved| resolved.usage.used());
+            let used = used.unwrap_or_default();
+            let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             wire::ComponentSummary {
                 name: component.name.clone(),
                 image: component.image.clone(),
                 digest: found
                     .map(|resolved| resolved.digest.clone())
                     .unwrap_or_default(),
+                calls: used.calls,
+                cpu_ms: millis(used.cpu),
+                cpu_delayed_ms: millis(used.delayed),
+                memory_bytes: used.memory_bytes,
+                memory_bytes_peak: used.memory_bytes_peak,
+                log_lines_dropped: used.lines_dropped,
             }
         });
         wire::WorkloadSummary {
             workload_id: self.spec.id.to_string(),
             namespace: self.spec.namespace.clone(),
             name: self.spec.name.clone(),
-            state: self.shown().wire(),
-            message: self.words(),
+            state,
+            message,
             components: components.collect(),
             hosts: self
                 .spec
@@ -791,6 +858,10 @@ impl Entry {
                 .flat_map(|names| names.iter().map(str::to_owned))
                 .collect(),
             started_at: Some(self.started_at),
+            attempts: course.attempts,
+            reason: course.reason.clone(),
+            changed_at: Some(course.changed_at),
+            next_attempt_at: course.next_at,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | what a host is told before it starts |
 //! | [`identity`], [`node`] | who it is: state directory, id, name; the machine's memory and CPU |
+//! | `pressure` | what the machine is short of |
 //! | [`artifact`] | image reference → verified bytes, by digest |
 //! | [`workload`] | the checked start request, its states, and the task that owns it |
 //! | [`health`], [`admin`] | how the host is: what is not ready, metrics |
@@ -26,6 +27,7 @@ pub mod host;
 pub mod identity;
 pub mod journal;
 pub mod node;
+mod pressure;
 pub mod seal;
 pub mod telemetry;
 pub mod trigger;

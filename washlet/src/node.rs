@@ -130,6 +130,23 @@ pub fn address_bytes() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
+/// Files and sockets that a process may open that wants to be a host, at most.
+const FILES_MAX: u64 = 1 << 20;
+
+/// Allows this process as many open files as it may allow itself; gives how many that are.
+pub fn raise_files() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(FILES_MAX).min(FILES_MAX);
+    if limit.current.is_some_and(|current| current < most) {
+        limit.current = Some(most);
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    getrlimit(Resource::Nofile).current
+}
+
 /// The name of this machine; `localhost` when it has none.
 pub fn hostname() -> String {
     System::host_name().unwrap_or_else(|_| "localhost".to_owned())

@@ -26,6 +26,7 @@ use crate::health::Health;
 use crate::host::{Host, Parts};
 use crate::journal::{self, Entry, Journal};
 use crate::node::{self, Node};
+use crate::pressure;
 use crate::trigger::Triggers;
 use crate::trigger::http::{self, Routes, Server, Timeouts};
 
@@ -217,7 +218,6 @@ impl Washlet {
                 Some(address)
             }
         };
-        clean(&control, artifacts.clone());
         run(&running, engine.plugins().clone());
         let (journal, entries) = journal(config.journal.clone()).await;
         let host = Host::new(Parts {
@@ -239,6 +239,17 @@ impl Washlet {
             draining: control.clone(),
             guests: guests.clone(),
         });
+        let dirs: Vec<_> = [Some(config.artifacts.dir.clone()), config.journal.clone()]
+            .into_iter()
+            .flatten()
+            .collect();
+        clean(
+            &control,
+            host.artifacts().clone(),
+            health.clone(),
+            dirs.clone(),
+        );
+        pressure::watch(host.clone(), dirs, health.clone(), &control);
         let admin = config.admin.map(|address| {
             Admin::start(address, host.clone(), health.clone())
                 .inspect(|admin| tracing::info!(address = %admin.address(), "serving the admin endpoint"))
@@ -424,9 +435,10 @@ fn run(owner: &Drain, plugins: Plugins) {
     });
 }
 
-/// The cleaner: gives back disk that nobody uses.
-fn clean(control: &Drain, artifacts: Artifacts) {
+/// The cleaner: gives back disk that nobody uses, and is the first to do so when the disk is short.
+fn clean(control: &Drain, artifacts: Artifacts, health: Health, dirs: Vec<PathBuf>) {
     let owner = control.clone();
+    let mut short_of = health.pressure();
     control.spawn("cleaner", async move {
         // Not at once: what ran before the restart is only about to say what it uses.
         let first = tokio::time::Instant::now() + SWEEP_INTERVAL;
@@ -436,9 +448,19 @@ fn clean(control: &Drain, artifacts: Artifacts) {
             tokio::select! {
                 () = owner.stopping() => break,
                 _ = interval.tick() => {}
+                changed = short_of.changed() => if changed.is_err() { break },
             }
-            let swept = artifacts.sweep().await;
-            tracing::debug!(?swept, "artifact cache cleaned");
+            let short = short_of.borrow_and_update().contains(&pressure::DISK.name);
+            let swept = match short {
+                false => artifacts.sweep().await,
+                true => {
+                    let dirs = dirs.clone();
+                    artifacts
+                        .give_back(move || pressure::disk_is_tight(&dirs))
+                        .await
+                }
+            };
+            tracing::debug!(?swept, short, "artifact cache cleaned");
         }
     });
 }

@@ -6,6 +6,7 @@ use wasmtime::component::{HasData, Linker};
 
 use super::{Interface, InterfaceError, Need, instance};
 use crate::ctx::{Ctx, LINE_BYTES_MAX, Owner};
+use crate::rates::GuestLog;
 use crate::wit::{Import, Served};
 use bindings::named_imports::wasi::logging::logging;
 use bindings::wasi::logging::logging::Level;
@@ -20,7 +21,7 @@ mod bindings {
 }
 
 #[expect(unreachable_pub, reason = "generated bindings re-export it")]
-pub type Route = Arc<Owner>;
+pub type Route = Arc<GuestLog>;
 
 /// Serves `wasi:logging`.
 pub(crate) struct Logging;
@@ -44,8 +45,8 @@ impl Interface for Logging {
     ) -> Result<(), InterfaceError> {
         imports.iter().try_for_each(|import| {
             instance(linker, import, |instance| {
-                let owner = Arc::clone(need.owner);
-                logging::add_to_linker_instance::<Ctx, Stateless>(instance, owner, |_| View)
+                let log = Arc::clone(need.log);
+                logging::add_to_linker_instance::<Ctx, Stateless>(instance, log, |_| View)
             })
         })
     }
@@ -70,18 +71,21 @@ impl HasData for Stateless {
 impl logging::Host for View {
     async fn log(
         &mut self,
-        owner: Route,
+        log: Route,
         level: Level,
         context: String,
         message: String,
     ) -> wasmtime::Result<()> {
         let (context, message) = (clip(&context), clip(&message));
+        if !log.admits(context.len() + message.len()) {
+            return Ok(());
+        }
         let Owner {
             namespace,
             workload,
             workload_id,
             component,
-        } = &*owner;
+        } = &*log.owner;
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(

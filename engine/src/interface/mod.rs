@@ -22,6 +22,7 @@ use std::sync::Arc;
 use wasmtime::component::Linker;
 
 use crate::ctx::{Ctx, Owner};
+use crate::rates::GuestLog;
 use crate::wit::{Import, Served, WitInterface, WitName};
 
 /// Serves one family of WIT packages to components.
@@ -134,6 +135,8 @@ impl Interfaces {
 pub struct Need<'a> {
     /// Who it is.
     pub owner: &'a Arc<Owner>,
+    /// Where what it says goes.
+    pub log: &'a Arc<GuestLog>,
     /// The workload's host interface entries.
     pub declared: &'a [WitInterface],
     /// The component's own `config`.

@@ -141,12 +141,12 @@ impl Runnable {
         B::Error: Into<BoxError>,
     {
         let is_head = request.method() == Method::HEAD;
-        let (warm, meter) = (self.warm(), Meter::new());
+        let (payer, warm, meter) = (recipe.clone(), self.warm(), Meter::new());
         if recipe.service.is_some() {
             let (sender, answer) = oneshot::channel();
             let metered = Arc::clone(&meter);
             let run = service::run(recipe, warm, metered, request, scheme.clone(), sender);
-            let guest = Box::pin(Metered::new(meter, run));
+            let guest = Box::pin(Metered::new(payer, meter, run));
             return respond(guest, answer, is_head, background).await;
         }
         if recipe.http.is_none() {
@@ -159,7 +159,7 @@ impl Runnable {
         };
         let (sender, answer) = oneshot::channel();
         let run = run(recipe, warm, Arc::clone(&meter), request, scheme, sender);
-        let guest = Box::pin(Metered::new(meter, run));
+        let guest = Box::pin(Metered::new(payer, meter, run));
         respond(guest, answer, is_head, background).await
     }
 }

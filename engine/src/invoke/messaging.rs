@@ -38,7 +38,7 @@ impl Runnable {
         };
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
-        let call = Metered::new(Arc::clone(&meter), async {
+        let call = Metered::new(recipe.clone(), Arc::clone(&meter), async {
             let mut live = super::take(pre, &recipe, warm, meter).await?;
             let handler = live.exports.wasmcloud_messaging_handler();
             let called = handler

@@ -37,7 +37,7 @@ pub(super) async fn deliver(
     let warm = warm.as_ref().map(|warm| &warm.messaging_p3);
     let limit = recipe.engine.0.config.call_time_max;
     let meter = Meter::new();
-    let call = Metered::new(Arc::clone(&meter), async {
+    let call = Metered::new(recipe.clone(), Arc::clone(&meter), async {
         let mut live = super::take(pre, &recipe, warm, meter).await?;
         let (store, exports) = (&mut live.store, &live.exports);
         let handled = store

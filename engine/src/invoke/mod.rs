@@ -39,6 +39,8 @@ async fn take<P: Pre>(
     warm: Option<&Warm<P::Exports>>,
     meter: Arc<Meter>,
 ) -> Result<Live<P::Exports>, Error> {
+    recipe.usage.called();
+    recipe.turn().await;
     if let Some(live) = warm.and_then(|warm| warm.take(&meter)) {
         return Ok(live);
     }

@@ -84,8 +84,9 @@ where
 ///
 /// Shape: ends only when the guest fails.
 pub(super) fn pump(live: Live<Service>) -> Pin<Box<dyn Future<Output = Box<Failed>> + Send>> {
-    let meter = live.store.data().limits.meter();
-    Box::pin(Metered::new(meter, async move {
+    let ctx = live.store.data();
+    let (payer, meter) = (ctx.recipe.clone(), ctx.limits.meter());
+    Box::pin(Metered::new(payer, meter, async move {
         let mut live = live;
         match live.store.run_concurrent(async |_| pending().await).await {
             Ok(never) => never,

@@ -74,6 +74,7 @@ pub(crate) fn grant(workload: &str) -> Grant {
         environment: BTreeMap::new(),
         allowed_hosts: AllowedHosts::default(),
         memory_bytes_max: 1 << 30,
+        cpu_millis_max: None,
         reuse: Reuse::NEVER,
         outbound: shared().turns(),
     }

@@ -1,7 +1,7 @@
 //! CPU time, wall time and memory end a call, and only the one that used them up.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::invoke::Error;
 use engine::{Config, Grant};
@@ -120,4 +120,75 @@ async fn an_instance_for_which_others_left_no_memory_is_busy_not_broken() {
     assert!(crowded);
     drop(held);
     assert_eq!(read(&guest, "/ok").await, "ok\n");
+}
+
+/// Over its share a component is held back, at the next call and in the middle of one, and never ended; its
+/// neighbour is served meanwhile.
+#[tokio::test]
+async fn a_share_of_the_processors_holds_for_long_and_for_short_calls() {
+    let share = |workload, millis: u32| Grant {
+        cpu_millis_max: millis.try_into().ok(),
+        ..grant(workload)
+    };
+    let looping = start(shared(), "hostile", share("looping", 100)).await;
+    let busy = start(shared(), "hostile", share("busy", 10)).await;
+    let other = start(shared(), "hostile", grant("neighbour")).await;
+    let since = Instant::now();
+    let long = async {
+        // Longer than what it has at once.
+        while looping.usage().used().delayed.is_zero() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let short = async {
+        while busy.usage().used().delayed < Duration::from_millis(500) {
+            assert_eq!(read(&busy, "/ok").await, "ok\n");
+        }
+    };
+    let served = async {
+        let all = async { tokio::join!(long, short) };
+        tokio::pin!(all);
+        loop {
+            assert_eq!(read(&other, "/ok").await, "ok\n");
+            let pause = tokio::time::sleep(Duration::from_millis(10));
+            tokio::select! {
+                _ = &mut all => break,
+                () = pause => {}
+            }
+        }
+    };
+    tokio::select! {
+        ended = get(&looping, "/loop") => panic!("it ended: {:?}", ended.err()),
+        () = served => {}
+    }
+    // The bound is its share of the time, one second more, and the poll that used it up.
+    let elapsed = since.elapsed();
+    let (looped, called) = (looping.usage().used(), busy.usage().used());
+    let most = |share: u32| (elapsed + Duration::from_secs(1)) * share / 1_000;
+    let poll = Duration::from_millis(500);
+    assert!(looped.cpu <= most(100) + poll, "{looped:?} in {elapsed:?}");
+    assert!(called.cpu <= most(10) + poll, "{called:?} in {elapsed:?}");
+    assert_eq!(looped.calls, 1);
+    assert!(called.calls > 1, "{called:?}");
+    assert_eq!(other.usage().used().delayed, Duration::ZERO);
+    // Its loop is gone, and it has its share again.
+    assert_eq!(read(&looping, "/ok").await, "ok\n");
+}
+
+/// What calls used is known afterwards, too: also of those that never waited for anything.
+#[tokio::test]
+async fn usage_is_counted_by_component() {
+    let guest = start(shared(), "hostile", grant("counted")).await;
+    assert_eq!(guest.usage().used(), engine::Used::default());
+    for _ in 0..3 {
+        assert_eq!(read(&guest, "/grow?mb=8").await, "8\n");
+    }
+    let used = guest.usage().used();
+    assert_eq!((used.calls, used.memory_bytes), (3, 0));
+    assert!(used.memory_bytes_peak >= 8 << 20, "{used:?}");
+    assert!(!used.cpu.is_zero(), "{used:?}");
+    let held = get(&guest, "/hold?mb=4").await.unwrap();
+    assert!(guest.usage().used().memory_bytes >= 4 << 20);
+    drop(held);
+    assert_eq!(guest.usage().used().memory_bytes, 0);
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Mutex, Once};
+use std::time::Instant;
 
 use crate::host::{entry, grant, read, shared, start};
 
@@ -20,12 +21,12 @@ impl io::Write for Writer {
     }
 }
 
-/// Keeps what guests say from now on, of all tests of this process.
+/// Keeps what guests say from now on, and what is said of them, of all tests of this process.
 pub(crate) fn capture() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         tracing_subscriber::fmt()
-            .with_env_filter("off,guest=trace")
+            .with_env_filter("off,guest=trace,engine=warn")
             .with_ansi(false)
             .with_writer(|| Writer)
             .init();
@@ -69,4 +70,30 @@ async fn every_level_and_stream_reaches_the_log_with_its_owner() {
             assert!(lines[0].contains(part), "{part}: {}", lines[0]);
         }
     }
+}
+
+/// A flood is cut off, whichever way it takes; what is left out is counted, and said now and then.
+#[tokio::test]
+async fn a_flood_of_lines_is_bounded_and_counted() {
+    capture();
+    let mut grant = grant("flood");
+    grant.declared = entry("logging", &["logging"], &[]);
+    let guest = start(shared(), "logger", grant).await;
+    let since = Instant::now();
+    const CALLS: usize = 800;
+    for _ in 0..CALLS {
+        assert_eq!(read(&guest, "/?text=gush").await, "logged\n");
+    }
+    let seconds = since.elapsed().as_secs() as usize + 1;
+    let written = lines(" gush").len();
+    let dropped = guest.usage().used().lines_dropped as usize;
+    assert_eq!(written + dropped, 8 * CALLS);
+    assert!(written >= 2_000, "{written}");
+    assert!(written <= 2_000 + 500 * seconds, "{written} in {seconds} s");
+    let said = lines("are left out of the log");
+    assert!(
+        !said.is_empty() && said.len() <= 1 + seconds / 10,
+        "{said:?}"
+    );
+    assert!(said[0].contains("workload=\"flood\""), "{said:?}");
 }

@@ -36,6 +36,14 @@ message! {
         hosts: Vec<String> = "hosts",
         /// When its start was accepted.
         started_at: Option<OffsetDateTime> = "startedAt",
+        /// Attempts to run it that failed in a row; 0 once it has run for a minute.
+        attempts: u32 = "attempts",
+        /// Why the last of them failed.
+        reason: String = "reason",
+        /// When the state last changed.
+        changed_at: Option<OffsetDateTime> = "changedAt",
+        /// When a failed one is started again.
+        next_attempt_at: Option<OffsetDateTime> = "nextAttemptAt",
     }
 }
 
@@ -48,6 +56,18 @@ message! {
         image: String = "image",
         /// Shape: `sha256:<hex>`; empty until the image was fetched.
         digest: String = "digest",
+        /// Calls of its exports since it was started.
+        calls: u64 = "calls",
+        /// How long they computed. Units: milliseconds.
+        cpu_ms: u64 = "cpuMs",
+        /// How long calls were held back by `cpuLimit`. Units: milliseconds.
+        cpu_delayed_ms: u64 = "cpuDelayedMs",
+        /// What the memories of its instances have now. Units: bytes.
+        memory_bytes: u64 = "memoryBytes",
+        /// The most that they had. Units: bytes.
+        memory_bytes_peak: u64 = "memoryBytesPeak",
+        /// Lines that were left out of the host's log.
+        log_lines_dropped: u64 = "logLinesDropped",
     }
 }
 
@@ -74,13 +94,13 @@ message! {
 message! {
     /// Something happened to a host.
     ///
-    /// Source: `washlet.event.<host>.started` and `.goodbye`.
+    /// Source: `washlet.event.<host>.started`, `.goodbye` and `.pressure`.
     HostEvent {
         /// The host's id.
         id: String = "id",
         /// When, by the host's clock.
         at: Option<OffsetDateTime> = "at",
-        /// Why, in words.
+        /// Why, in words; of `pressure` what the host is short of, with `.` between, or `none`.
         message: String = "message",
     }
 }

@@ -37,6 +37,7 @@ mod permissions;
 mod postgres;
 mod profiles;
 mod replace;
+mod retries;
 mod sealed;
 mod secrets;
 mod sql;

@@ -349,6 +349,9 @@ pub(crate) struct RunArgs {
         value_name = "COUNT"
     )]
     wasmcloud_messaging_max_in_flight_per_component: Option<NonZeroUsize>,
+    /// The largest body of one response; a longer one breaks off
+    #[arg(long, env = "WASH_HTTP_RESPONSE_MAX", default_value = "4GiB", value_name = "BYTES", value_parser = bytes)]
+    http_response_max: u64,
     /// How long to finish what is being done when told to stop
     #[arg(long, env = "WASH_GRACE", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     grace: Duration,
@@ -470,7 +473,6 @@ impl HttpArgs {
 impl HttpArgs {
     /// How much may go out at once.
     pub(crate) fn outbound(&self) -> Outbound {
-        let files = || rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let derived = || files().map_or(512, |files| usize::try_from(files / 2).unwrap_or(512));
         Outbound {
             per_workload: self.max_outbound_http_connections_per_workload.get(),
@@ -501,12 +503,27 @@ impl ImageArgs {
     }
 }
 
+/// How many files and sockets this process may open; `None`: any number.
+fn files() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// How many of `most` connections are taken at once by a process that may open so many files: a quarter of them,
+/// beside the half that components' requests have.
+pub(super) fn connections(most: usize, files: Option<u64>) -> usize {
+    let part = files.map_or(most, |files| usize::try_from(files / 4).unwrap_or(most));
+    part.clamp(16, most.max(16))
+}
+
 impl RunArgs {
     /// The bounds these flags set, the others as usual.
     pub(crate) fn limits(&self) -> Limits {
+        let usual = Limits::default();
         let mut limits = Limits {
             grace: self.grace,
-            ..Limits::default()
+            response_bytes_max: self.http_response_max,
+            http_connections: connections(usual.http_connections, files()),
+            ..usual
         };
         if let Some(per_host) = self.wasmcloud_messaging_max_in_flight {
             limits.messages_per_host = per_host.get();

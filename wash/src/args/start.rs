@@ -86,6 +86,9 @@ pub(crate) struct ComponentArgs {
     /// The memory of all its instances together, in MiB [default: the host's]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) memory_limit_mb: Option<i32>,
+    /// Its share of the processors, in thousandths of one [default: no limit]
+    #[arg(long, value_name = "MILLIS", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) cpu_limit: Option<i32>,
     /// When the host asks the registry
     #[arg(long, value_enum)]
     pub(crate) pull_policy: Option<PullPolicy>,

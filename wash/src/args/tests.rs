@@ -232,3 +232,15 @@ fn a_start_is_a_manifest_or_flags() {
         );
     }
 }
+
+#[test]
+fn connections_leave_files_for_what_is_behind_them() {
+    let of = |files| host::connections(4_096, files);
+    assert_eq!(
+        [Some(1 << 20), Some(1_024), Some(8), None].map(of),
+        [4_096, 256, 16, 4_096]
+    );
+    let args = self::host("wash host --http-response-max 1MiB");
+    assert_eq!(args.run.limits().response_bytes_max, 1 << 20);
+    assert!(parse("wash workload start --image i --cpu-limit 0").is_err());
+}

@@ -28,6 +28,7 @@ pub(crate) fn plan(args: &ComponentArgs) -> Result<Plan, Failure> {
     }
     let resources = LocalResources {
         memory_limit_mb: args.memory_limit_mb.unwrap_or_default(),
+        cpu_limit: args.cpu_limit.unwrap_or_default(),
         config,
         environment: args.env.iter().cloned().collect(),
         allowed_hosts: args.allowed_hosts.clone(),

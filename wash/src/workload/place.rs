@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use subjects::HostId;
-use subjects::control::CORDONED_LABEL;
+use subjects::control::{CORDONED_LABEL, PRESSURE_LABEL};
 use subjects::wire::HostHeartbeat;
 
 use washlet::seal::PublicKey;
@@ -100,6 +100,12 @@ fn obstacle(
     if !recipients.is_none_or(opens) {
         return Some("unable to open its sealed values".into());
     }
+    let pressure = host.labels.get(PRESSURE_LABEL);
+    let short_of =
+        |resource: &str| pressure.is_some_and(|all| all.split('.').any(|one| one == resource));
+    if let Some(resource) = ["memory", "disk"].into_iter().find(|one| short_of(one)) {
+        return Some(format!("short of {resource}"));
+    }
     // A host that does not know its memory says 0 of 0.
     if host.system_memory_total > 0 && host.system_memory_free < needed {
         return Some("short of memory".into());
@@ -190,12 +196,22 @@ mod tests {
     fn hosts_that_do_not_fit_are_counted_by_reason() {
         let mut cordoned = host("d", "x", 0, 900);
         cordoned.labels.insert(CORDONED_LABEL.into(), "true".into());
+        let mut full = host("e", "x", 0, 900);
+        full.labels.insert(PRESSURE_LABEL.into(), "disk.cpu".into());
+        let mut busy = host("f", "z", 0, 900);
+        busy.labels.insert(PRESSURE_LABEL.into(), "cpu".into());
         let mut hosts = [
             host("a", "y", 0, 900),
             host("b", "x", 0, 100),
             host("c", "x", 9, 500),
             cordoned,
+            full,
+            busy,
         ];
+        // Somebody has to do it, busy or not.
+        let mut anywhere = plan(1, 256);
+        anywhere.selector.insert("hostgroup".into(), "z".into());
+        assert_eq!(ids(choose(&anywhere, &mut hosts)), ["f"]);
         let mut wanted = plan(1, 256);
         wanted.selector.insert("hostgroup".into(), "x".into());
         wanted.environment = "prod".into();
@@ -205,8 +221,8 @@ mod tests {
         assert_eq!(failure.exit(), Exit::Unreachable);
         assert_eq!(
             failure.message(),
-            "'w' needs 2 hosts, but only 0 of the 4 that answered fit: \
-             1 without label hostgroup=x, 2 short of memory, 1 cordoned",
+            "'w' needs 2 hosts, but only 0 of the 6 that answered fit: \
+             2 without label hostgroup=x, 2 short of memory, 1 cordoned, 1 short of disk",
         );
     }
 

@@ -160,7 +160,7 @@ async fn inspect_says_what_is_no_component() {
 async fn a_dry_run_shows_the_request_and_no_password() {
     let line = "workload start --dry-run --image reg/counter:1 --namespace shop --http-host a.example.com \
         --http-alias b.example.com --interface wasi:keyvalue/store,atomics --interface-config wasi:keyvalue/bucket=x \
-        --subscribe orders.* --env A=b --config c=d --allowed-host * --memory-limit-mb 64 --pull-policy always \
+        --subscribe orders.* --env A=b --config c=d --allowed-host * --memory-limit-mb 64 --cpu-limit 250 --pull-policy always \
         --pull-user u --pull-password hunter2 --host-group edge --replicas 2 -o json";
     let ran = run(line).await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -185,6 +185,7 @@ async fn a_dry_run_shows_the_request_and_no_password() {
                 "image": "reg/counter:1",
                 "localResources": {
                     "memoryLimitMb": 64,
+                    "cpuLimit": 250,
                     "config": { "c": "d", "subscriptions": "orders.*" },
                     "environment": { "A": "b" },
                     "allowedHosts": ["*"],

@@ -163,6 +163,20 @@ impl Hosts {
                 }
                 .encode()
             }
+            Command::Inspect => {
+                let request = WorkloadInspectRequest::decode(&message.payload).unwrap();
+                let summary = self.workloads.get(&(id, request.workload_id));
+                let workload = summary.map(|summary| WorkloadSummary {
+                    attempts: 3,
+                    reason: "no such image".into(),
+                    ..summary.clone()
+                });
+                WorkloadInspect {
+                    workload,
+                    ..WorkloadInspect::default()
+                }
+                .encode()
+            }
             other => panic!("{other}"),
         };
         self.client
@@ -200,7 +214,7 @@ impl Hosts {
         let component = ComponentSummary {
             name: component.name.clone(),
             image: component.image.clone(),
-            digest: String::new(),
+            ..ComponentSummary::default()
         };
         let summary = WorkloadSummary {
             workload_id: request.workload_id.clone(),
@@ -403,6 +417,8 @@ async fn a_workload_goes_to_hosts_that_fit_until_it_is_stopped() {
         ),
         (Some("b"), Some("RUNNING"))
     );
+    let failed = (&status["data"][0]["attempts"], &status["data"][0]["reason"]);
+    assert_eq!(failed, (&3.into(), &"no such image".into()), "{status}");
 
     let stop = hosts.run(&nats, &format!("workload stop {id}")).await;
     assert!(

@@ -192,7 +192,19 @@ impl Artifacts {
     /// with the same directory what is in use here.
     pub async fn sweep(&self) -> Swept {
         let store = self.inner.store.clone();
-        blocking(move || store.sweep()).await.unwrap_or_default()
+        let none = || false;
+        blocking(move || store.sweep(none))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// As [`sweep`](Self::sweep), and also removes what is not in use while `tight` says that the disk is. Shape:
+    /// `tight` may block.
+    pub async fn give_back(&self, tight: impl Fn() -> bool + Send + 'static) -> Swept {
+        let store = self.inner.store.clone();
+        blocking(move || store.sweep(tight))
+            .await
+            .unwrap_or_default()
     }
 }
 

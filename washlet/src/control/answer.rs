@@ -168,9 +168,12 @@ fn refused(id: &WorkloadId, error: &StartError) -> (wire::WorkloadStatus, Option
     };
     let code = match error {
         StartError::Spec(_) => BAD_REQUEST,
-        StartError::Draining | StartError::Cordoned | StartError::Full | StartError::Journal(_) => {
-            UNAVAILABLE
-        }
+        StartError::Draining
+        | StartError::Cordoned
+        | StartError::Full
+        | StartError::NoMemory { .. }
+        | StartError::NoInstances { .. }
+        | StartError::Journal(_) => UNAVAILABLE,
         _ => CONFLICT,
     };
     (

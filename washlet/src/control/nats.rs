@@ -153,8 +153,9 @@ impl Control {
                     started = true;
                     // Nobody has to listen.
                     let _ = ready.take().map(|ready| ready.send(()));
-                    session.event(control::Event::Started).await;
+                    session.event(control::Event::Started, String::new()).await;
                     in_flight.spawn("heartbeat", Arc::clone(&session).heartbeats(drain.clone()));
+                    in_flight.spawn("pressure", Arc::clone(&session).pressure(drain.clone()));
                 }
                 let since = Instant::now();
                 session.control.health.hears(true);
@@ -396,12 +397,32 @@ impl Session {
         }
     }
 
-    async fn event(&self, event: control::Event) {
+    /// Says what the machine is short of, as soon as that changes.
+    async fn pressure(self: Arc<Self>, drain: Drain) {
+        let mut short_of = self.control.health.pressure();
+        if !short_of.borrow().is_empty() {
+            short_of.mark_changed();
+        }
+        loop {
+            tokio::select! {
+                () = drain.stopping() => return,
+                changed = short_of.changed() => if changed.is_err() { return },
+            }
+            let resources = short_of.borrow_and_update().join(".");
+            let message = match resources.as_str() {
+                "" => "none".to_owned(),
+                _ => resources,
+            };
+            self.event(control::Event::Pressure, message).await;
+        }
+    }
+
+    async fn event(&self, event: control::Event, message: String) {
         let at = Some(time::OffsetDateTime::now_utc());
         let body = HostEvent {
             id: self.control.host.to_string(),
             at,
-            message: String::new(),
+            message,
         };
         self.publish(&event.subject(&self.control.host), body.encode().into())
             .await;
@@ -425,7 +446,7 @@ impl Session {
 
     async fn leave(&self, mut from: Subscribed, in_flight: &Drain) {
         let last_words = async {
-            self.event(control::Event::Goodbye).await;
+            self.event(control::Event::Goodbye, String::new()).await;
             // An unsubscribed stream ends after what it holds already.
             let _ = from.commands.unsubscribe().await;
             let _ = from.pings.unsubscribe().await;

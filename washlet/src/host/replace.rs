@@ -69,14 +69,20 @@ impl Entry {
 
     /// The same in words, with what comes of its replacement.
     pub(super) fn words(&self) -> String {
-        let words = self.shown().to_string();
+        let mut words = self.shown().to_string();
+        let course = self.course.borrow();
+        if course.attempts > 0 && *self.state.borrow() == State::Starting {
+            let (next, reason) = (course.attempts.saturating_add(1), &course.reason);
+            words = format!("{words}; attempt {next}, after: {reason}");
+        }
+        drop(course);
         let next = self.next.as_ref().map(|next| next.state.borrow().clone());
         match next {
             Some(State::Starting | State::Running) => {
                 format!("{words}; its new content is being started")
             }
-            Some(State::Failed(cause)) => {
-                format!("{words}; its new content could not be started: {cause}")
+            Some(State::Failed(failure)) => {
+                format!("{words}; its new content could not be started: {failure}")
             }
             _ => words,
         }

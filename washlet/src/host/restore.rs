@@ -1,7 +1,6 @@
 //! After a restart: what ran before runs again, and what was moved elsewhere meanwhile goes.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,6 @@ use super::{Host, StartError};
 use crate::health::Restoring;
 use crate::journal;
 use crate::workload::State;
-
-/// The first and the longest pause before a restored workload that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// An operator that probes less often than this was away: what it did not ask for meanwhile says nothing.
 /// Units: operators probe once a minute.
@@ -47,7 +43,7 @@ impl Restored {
 }
 
 impl Host {
-    /// Starts what ran before, each by a task of its own that tries again while it fails.
+    /// Starts what ran before.
     ///
     /// Shape: all of it is registered when this returns, so that no command finds it missing.
     pub fn restore(&self, entries: Vec<journal::Entry>) {
@@ -59,85 +55,46 @@ impl Host {
         for journal::Entry { id, workload } in entries {
             self.restored().ids.insert(id.clone());
             let restoring = self.0.health.restoring();
-            if let Some(state) = self.registered(&id, &workload, None) {
-                let host = self.clone();
-                let keep_up = async move { host.keep_up(id, workload, state, restoring).await };
-                self.0.control.spawn("restore", keep_up);
+            match self.register_again(&id, workload) {
+                Ok(Some(mut state)) => self.0.control.spawn("restore", async move {
+                    let settled = state.wait_for(|state| *state != State::Starting);
+                    // An error: its task ended, and with it the wait.
+                    let _ = settled.await;
+                    // Whichever way: one that fails is not what the others wait for.
+                    drop(restoring);
+                }),
+                Ok(None) => {}
+                Err(error) => {
+                    let error = capabilities::report(&error);
+                    tracing::warn!(%id, error, "what ran before the restart cannot be started");
+                }
             }
         }
     }
 
-    /// Tries to start a workload until it runs, or somebody else decides about it.
-    async fn keep_up(
-        &self,
-        id: WorkloadId,
-        workload: wire::Workload,
-        mut state: watch::Receiver<State>,
-        restoring: Restoring,
-    ) {
-        let mut restoring = Some(restoring);
-        let failed = |state: &State| matches!(state, State::Failed(_));
-        let mut pause = RETRY.0;
-        loop {
-            let settled = state.wait_for(|state| *state != State::Starting).await;
-            // Whichever way: one that fails is not what the others wait for.
-            drop(restoring.take());
-            if !settled.is_ok_and(|state| failed(&state)) {
-                return;
             }
-            // Not all that ran before at the same time. Every RandomState has keys of its own.
-            let chance = RandomState::new().build_hasher().finish() % 1_000;
-            let pause_now = pause / 2 + (pause / 2).mul_f64(chance as f64 / 1_000.0);
-            tokio::select! {
-                () = tokio::time::sleep(pause_now) => {}
-                () = self.0.draining.stopping() => return,
+            Ok(None) => {}
+            Err(error) => {
+                let error = capabilities::report(&error);
+                tracing::warn!(%id, error, "what ran before the restart cannot be started");
             }
-            match self.registered(&id, &workload, Some(&state)) {
-                Some(again) => state = again,
-                None => return,
-            }
-            pause = pause.saturating_mul(2).min(RETRY.1);
         }
+        // Whichever way: one that fails is not what the others wait for.
+        drop(restoring);
     }
 
-    /// As [`register_again`](Self::register_again); the log says why it cannot be.
-    fn registered(
-        &self,
-        id: &WorkloadId,
-        workload: &wire::Workload,
-        before: Option<&watch::Receiver<State>>,
-    ) -> Option<watch::Receiver<State>> {
-        let registered = self.register_again(id, workload.clone(), before);
-        registered.unwrap_or_else(|error| {
-            let error = capabilities::report(&error);
-            tracing::warn!(%id, error, "what ran before the restart cannot be started");
-            None
-        })
-    }
-
-    /// Registers what ran before, for the first time or after the try that left `before`; `None` when a
-    /// command came between, which is looked at under the lock under which commands act.
+    /// Registers what ran before; `None` when a command came between, which is looked at under the lock under
+    /// which commands act.
     fn register_again(
         &self,
         id: &WorkloadId,
         workload: wire::Workload,
-        before: Option<&watch::Receiver<State>>,
     ) -> Result<Option<watch::Receiver<State>>, StartError> {
         let spec = self.spec(id, workload)?;
         let table = self.table();
         let journal = self.0.journal.as_ref();
         let wanted = journal.is_some_and(|journal| journal.wants(id));
-        let ours = match (table.get(id), before) {
-            (None, None) => true,
-            (Some(entry), Some(before)) => {
-                entry.state.same_channel(before)
-                    && !entry.stop.is_cancelled()
-                    && entry.coming().is_none()
-                    && matches!(*entry.state.borrow(), State::Failed(_))
-            }
-            _ => false,
-        };
-        match wanted && ours {
+        match wanted && !table.contains_key(id) {
             true => self.insert(table, spec, true, || {}).map(Some),
             false => Ok(None),
         }

@@ -4,14 +4,14 @@
 //! most once, one that waits longer than the workload allows is dropped, counted and logged. With durable
 //! delivery the component's turn comes before the message is fetched, and none is dropped: what waits for the
 //! host's turn or for an instance is renewed meanwhile, and a stop gives it back. Dropping the attachment
-//! unsubscribes.
+//! unsubscribes. A subscription that ends by itself is a fault of its workload, which is then started again.
 
 use capabilities::messaging::{
     Delivery, Error, Group, Message, MessageBus, Outcome, Settle, Settled, Subscription,
 };
 use capabilities::report;
 use engine::{Runnable, invoke};
-use futures::stream::{SelectAll, StreamExt};
+use futures::stream::{self, BoxStream, SelectAll, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::drain::Drain;
 use crate::health::Came;
 use crate::host::Shared;
 use crate::trigger::driven::{Admission, Turn};
-use crate::workload::actor::InFlight;
+use crate::workload::actor::{Fault, InFlight};
 use crate::workload::spec::Subscriptions;
 
 /// How long a message waits for its turn before it is dropped, where the workload does not say.
@@ -39,6 +39,8 @@ pub(crate) struct Delivering {
     pub(crate) shared: Arc<Shared>,
     /// Calls that a stop waits for.
     pub(crate) in_flight: InFlight,
+    /// Told when no more messages come.
+    pub(crate) fault: Fault,
 }
 
 /// Subscribes; when this returns, messages on every subject are delivered by tasks of `drain`.
@@ -67,10 +69,14 @@ pub(crate) async fn attach(
         drain.spawn("messages", durably(delivering, subscription, owner));
         return Ok(());
     }
-    let mut subscriptions = SelectAll::new();
+    let mut subscriptions: SelectAll<BoxStream<'static, Option<Delivery>>> = SelectAll::new();
     for subject in subjects {
         match bus.subscribe(subject, group.as_deref()).await {
-            Ok(subscription) => subscriptions.push(subscription),
+            // One of several that ends would else not be missed.
+            Ok(subscription) => {
+                let end = stream::once(async { None });
+                subscriptions.push(subscription.map(Some).chain(end).boxed());
+            }
             Err(error) => return Err((failed(subject), error)),
         }
     }
@@ -83,7 +89,11 @@ fn failed(subjects: &str) -> String {
 }
 
 /// Delivers each message at most once: it is there, and then waits for its turn.
-async fn once(delivering: Delivering, mut subscriptions: SelectAll<Subscription>, owner: Drain) {
+async fn once(
+    delivering: Delivering,
+    mut subscriptions: SelectAll<BoxStream<'static, Option<Delivery>>>,
+    owner: Drain,
+) {
     let delivering = Arc::new(delivering);
     loop {
         let delivery = tokio::select! {
@@ -91,7 +101,10 @@ async fn once(delivering: Delivering, mut subscriptions: SelectAll<Subscription>
             () = owner.stopping() => break,
             delivery = subscriptions.next() => delivery,
         };
-        let Some(delivery) = delivery else { break };
+        let Some(Some(delivery)) = delivery else {
+            delivering.ended();
+            break;
+        };
         let turn = tokio::select! {
             biased;
             () = owner.stopping() => break,
@@ -134,6 +147,7 @@ async fn durably(delivering: Delivering, mut subscription: Subscription, owner: 
             next = next => next,
         };
         let Some((component, delivery)) = next else {
+            delivering.ended();
             break;
         };
         let Delivery {
@@ -163,6 +177,14 @@ async fn durably(delivering: Delivering, mut subscription: Subscription, owner: 
 type Called = Option<Result<Result<(), invoke::Unhandled>, invoke::Error>>;
 
 impl Delivering {
+    /// No more messages come, though nobody stopped them.
+    fn ended(&self) {
+        let component = &self.target.owner().component;
+        self.fault.raise(format!(
+            "component '{component}': a subscription to its messages ended"
+        ));
+    }
+
     async fn turn(&self) -> Option<Turn> {
         let wait = self.subscriptions.admission_wait;
         self.admission.turn(wait.unwrap_or(ADMISSION_WAIT)).await

@@ -8,16 +8,18 @@ use engine::{Grant, Owner, Runnable, Turns};
 use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::State;
 use super::spec::{ComponentSpec, WorkloadSpec};
+use super::{Course, Failure, State};
 use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
 use crate::drain::Drain;
 use crate::health::{self, Answered, CLASSES, Came, Messages};
@@ -30,10 +32,11 @@ use crate::trigger::watcher::{self, Watched, Watching};
 use crate::trigger::{self, Trigger};
 
 /// What others may know of a workload's components while it runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Resolved {
     pub(crate) name: String,
     pub(crate) digest: String,
+    pub(crate) usage: Arc<engine::Usage>,
 }
 
 /// Everything a running workload holds; dropping it detaches.
@@ -68,64 +71,141 @@ pub(crate) struct Actor {
     pub(crate) cached_first: bool,
     /// Waited for once it can be reached, before it is said to run: it replaces another.
     pub(crate) turn: Option<Turn>,
-    pub(crate) in_flight: InFlight,
     /// Told to stop when the workload is to stop.
     pub(crate) stop: CancellationToken,
     pub(crate) state: watch::Sender<State>,
-    pub(crate) resolved: watch::Sender<Vec<Resolved>>,
+    pub(crate) course: watch::Sender<Course>,
+}
+
+/// How a run of a workload ended.
+pub(crate) enum Ended {
+    /// It was told to stop, and nothing of it is left.
+    Stopped,
+    /// It could not start, or a part of it failed.
+    Failed {
+        cause: String,
+        /// How long it ran; `None`: it never did.
+        ran: Option<Duration>,
+    },
+}
+
+/// How a part of a running workload says that it has failed. Shape: clones are of the same run.
+#[derive(Clone)]
+pub(crate) struct Fault {
+    /// Also when the workload is to stop.
+    over: CancellationToken,
+    cause: Arc<OnceLock<String>>,
+}
+
+impl Fault {
+    /// Of a workload that ends with `stop` at the latest.
+    pub(crate) fn new(stop: &CancellationToken) -> Self {
+        Self {
+            over: stop.child_token(),
+            cause: Arc::default(),
+        }
+    }
+
+    /// Ends the run; of several causes the first is told.
+    pub(crate) fn raise(&self, cause: String) {
+        let _ = self.cause.set(cause);
+        self.over.cancel();
+    }
+
+    /// Completes once a part has failed, with its cause; with `None` when the workload is to stop.
+    pub(crate) async fn raised(&self) -> Option<String> {
+        self.over.cancelled().await;
+        self.cause.get().cloned()
+    }
 }
 
 impl Actor {
-    /// Runs the workload until it is stopped, or has failed to start.
-    pub(crate) async fn run(mut self) {
+    /// Changes the state, and notes when.
+    pub(crate) fn enter(&self, state: State) {
+        self.course.send_modify(|course| {
+            course.changed_at = OffsetDateTime::now_utc();
+            course.next_at = None;
+            match &state {
+                State::Starting => course.components.clear(),
+                State::Failed(failure) => {
+                    course.attempts = failure.attempts;
+                    course.reason.clone_from(&failure.cause);
+                    let left = |next: tokio::time::Instant| {
+                        course.changed_at + (next - tokio::time::Instant::now())
+                    };
+                    course.next_at = failure.next.map(left);
+                }
+                _ => {}
+            }
+        });
+        self.state.send_replace(state);
+    }
+
+    /// Runs the workload once: until it is stopped, or has failed.
+    ///
+    /// Shape: the state is left as it is when it fails to start, and `Failed` when it ran.
+    pub(crate) async fn run(&mut self) -> Ended {
         let turn = self.turn.take();
-        let in_flight = self.in_flight.clone();
+        let in_flight = self.course.borrow().in_flight.clone();
         let messages = self.shared.guests.child();
+        let fault = Fault::new(&self.stop);
         let attached = tokio::select! {
             biased;
             () = self.stop.cancelled() => {
                 // Some subscriptions may be in force already, and calls in flight.
-                self.state.send_replace(State::Stopping);
+                self.enter(State::Stopping);
                 Box::pin(self.take_down(&messages, &in_flight)).await;
-                self.state.send_replace(State::Gone);
-                return;
+                self.enter(State::Gone);
+                return Ended::Stopped;
             }
             // Boxed, and gone once it is done: most workloads wait most of the time, and for each of them the
             // task keeps what it ever needed.
-            attached = Box::pin(self.bring_up(&in_flight, &messages, turn)) => attached,
+            attached = Box::pin(self.bring_up(&in_flight, &messages, &fault, turn)) => attached,
         };
         let (id, workload) = (&self.spec.id, &self.spec.name);
-        match attached {
+        let (cause, ran) = match attached {
             Ok(attached) => {
                 tracing::info!(%id, workload, "workload is running");
                 let running = Running::new(Arc::clone(&self.shared), self.spec.components.len());
-                self.state.send_replace(State::Running);
-                self.stop.cancelled().await;
-                self.state.send_replace(State::Stopping);
-                drop((running, attached));
-                Box::pin(self.take_down(&messages, &in_flight)).await;
-                tracing::info!(%id, workload, "workload stopped");
-                self.state.send_replace(State::Gone);
+                self.cached_first = true;
+                let since = Instant::now();
+                self.enter(State::Running);
+                let cause = fault.raised().await.filter(|_| !self.stop.is_cancelled());
+                let Some(cause) = cause else {
+                    self.enter(State::Stopping);
+                    drop((running, attached));
+                    Box::pin(self.take_down(&messages, &in_flight)).await;
+                    tracing::info!(%id, workload, "workload stopped");
+                    self.enter(State::Gone);
+                    return Ended::Stopped;
+                };
+                // Said at once: what it still has to finish may take long.
+                self.enter(State::Failed(Failure::last(cause.clone())));
+                (cause, Some(since.elapsed()))
             }
-            Err(cause) => {
-                tracing::warn!(%id, workload, cause, "workload failed to start");
-                Box::pin(self.take_down(&messages, &in_flight)).await;
-                self.state.send_replace(State::Failed(cause));
-            }
+            Err(cause) => (cause, None),
+        };
+        if !Box::pin(self.take_down(&messages, &in_flight)).await {
+            // Whoever was cut stays so; the next run's calls are not.
+            let fresh = |course: &mut Course| course.in_flight = InFlight::default();
+            self.course.send_modify(fresh);
         }
+        Ended::Failed { cause, ran }
     }
 
     async fn bring_up(
         &self,
         in_flight: &InFlight,
         messages: &Drain,
+        fault: &Fault,
         turn: Option<Turn>,
     ) -> Result<Attached, String> {
         let turns = self.shared.engine.turns();
         let components = self.spec.components.iter();
         let pulls = components.map(|component| self.prepare(component, &turns));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
-        let (triggers, routes) = self.attach(&runnables, in_flight, messages).await?;
+        let attached = self.attach(&runnables, in_flight, messages, fault);
+        let (triggers, routes) = attached.await?;
         let attached = Attached {
             _routes: routes,
             _triggers: triggers,
@@ -189,6 +269,7 @@ impl Actor {
             environment: spec.environment.clone(),
             allowed_hosts: spec.allowed_hosts.clone(),
             memory_bytes_max: spec.memory_bytes_max,
+            cpu_millis_max: spec.cpu_millis_max,
             reuse: spec.reuse,
             outbound: turns.clone(),
         };
@@ -199,8 +280,10 @@ impl Actor {
         let resolved = Resolved {
             name: name.clone(),
             digest,
+            usage: Arc::clone(runnable.usage()),
         };
-        self.resolved.send_modify(|all| all.push(resolved));
+        self.course
+            .send_modify(|course| course.components.push(resolved));
         Ok((runnable, pin))
     }
 
@@ -211,10 +294,12 @@ impl Actor {
         runnables: &[Runnable],
         in_flight: &InFlight,
         messages: &Drain,
+        fault: &Fault,
     ) -> Result<(Vec<Guard>, Option<Attachment>), String> {
         for (runnable, spec) in runnables.iter().zip(&self.spec.components) {
             if runnable.handles_messages() && !spec.subscriptions.subjects.is_empty() {
-                self.subscribe(runnable, spec, in_flight, messages).await?;
+                self.subscribe(runnable, spec, in_flight, messages, fault)
+                    .await?;
             }
             if runnable.watches_keys() {
                 self.watch(runnable, spec, in_flight, messages).await?;
@@ -366,6 +451,7 @@ impl Actor {
         spec: &ComponentSpec,
         in_flight: &InFlight,
         messages: &Drain,
+        fault: &Fault,
     ) -> Result<(), String> {
         let entry = self
             .spec
@@ -396,22 +482,25 @@ impl Actor {
             admission: self.admission(turns),
             shared: Arc::clone(&self.shared),
             in_flight: in_flight.clone(),
+            fault: fault.clone(),
         };
         messaging::attach(&*bus, delivering, messages)
             .await
             .map_err(|(what, error)| failed(&error, what))
     }
 
-    /// Nothing new comes in; what is in flight may finish, then is cut.
-    async fn take_down(&self, messages: &Drain, in_flight: &InFlight) {
+    /// Nothing new comes in; what is in flight may finish, then is cut: `false` if so.
+    async fn take_down(&self, messages: &Drain, in_flight: &InFlight) -> bool {
         let grace = self.shared.limits.stop_grace;
         messages.stop();
-        if !in_flight.finish(grace).await {
+        let finished = in_flight.finish(grace).await;
+        if !finished {
             tracing::warn!(id = %self.spec.id, ?grace, "calls were still running and are cut");
         }
         if let Err(overdue) = messages.drain(grace).await {
             tracing::warn!(id = %self.spec.id, %overdue, "messages are still being handled");
         }
+        finished
     }
 }
 
@@ -525,5 +614,25 @@ impl InFlight {
         }
         self.0.iter().for_each(|calls| calls.cut.cancel());
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fault_ends_a_run_with_its_first_cause_and_a_stop_without_one() {
+        let stop = CancellationToken::new();
+        let fault = Fault::new(&stop);
+        let part = fault.clone();
+        part.raise("the first".to_owned());
+        part.raise("the second".to_owned());
+        assert_eq!(fault.raised().await.as_deref(), Some("the first"));
+        assert!(!stop.is_cancelled());
+        // The next run has no part in it.
+        let fault = Fault::new(&stop);
+        stop.cancel();
+        assert_eq!(fault.raised().await, None);
     }
 }

@@ -8,6 +8,7 @@ use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
 use engine::wit::WitInterface;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use subjects::WorkloadId;
@@ -74,6 +75,10 @@ pub struct WorkloadSpec {
     pub components: Vec<ComponentSpec>,
     /// What it asks of the host.
     pub interfaces: Arc<[WitInterface]>,
+    /// Memory that its components declare together. Units: bytes.
+    pub memory_declared: u64,
+    /// Warm instances that they keep together.
+    pub instances_kept: u64,
     /// The names it answers HTTP requests for.
     pub http: Option<Names>,
     /// Equal for equal requests.
@@ -98,6 +103,8 @@ pub struct ComponentSpec {
     pub allowed_hosts: AllowedHosts,
     /// What its live instances may hold together, in bytes.
     pub memory_bytes_max: u64,
+    /// What its calls may compute per second, all together; `None`: no limit. Units: thousandths of a processor.
+    pub cpu_millis_max: Option<NonZeroU32>,
     /// How its instances are used again: `poolSize`, `maxInvocations`.
     pub reuse: Reuse,
     /// What it receives messages by, if it handles any.
@@ -214,8 +221,10 @@ impl WorkloadSpec {
         let deployment = deployment(&workload.name, workload.annotations.get(REPLICA_ANNOTATION));
         let mut names = BTreeSet::new();
         let mut components = Vec::with_capacity(world.components.len());
+        let (mut memory_declared, mut instances_kept) = (0_u64, 0_u64);
         for (index, component) in world.components.into_iter().enumerate() {
             let path = format!("workload.witWorld.components[{index}]");
+            memory_declared = memory_declared.saturating_add(declared(&component));
             if !names.insert(component.name.clone()) && !component.name.is_empty() {
                 return refused(format!("{path}.name"), "another component has this name");
             }
@@ -223,7 +232,9 @@ impl WorkloadSpec {
                 namespace: &workload.namespace,
                 deployment,
             };
-            components.push(component_spec(&path, component, &interfaces, &who, terms)?);
+            let spec = component_spec(&path, component, &interfaces, &who, terms)?;
+            instances_kept = instances_kept.saturating_add(spec.reuse.instances_max.into());
+            components.push(spec);
         }
         let http = http_names(&interfaces, &workload.name, terms)?;
         Ok(Self {
@@ -233,6 +244,8 @@ impl WorkloadSpec {
             annotations: workload.annotations,
             components,
             interfaces: interfaces.into(),
+            memory_declared,
+            instances_kept,
             http,
             content,
         })
@@ -435,12 +448,6 @@ fn component_spec(
     let reuse = reuse(&component);
     let resources = component.local_resources.unwrap_or_default();
     let at = |field: &str| format!("{path}.localResources.{field}");
-    if resources.cpu_limit > 0 {
-        return refused(
-            at("cpuLimit"),
-            "CPU limits are not supported by this version",
-        );
-    }
     if !resources.volume_mounts.is_empty() {
         return refused(
             at("volumeMounts"),
@@ -501,8 +508,18 @@ fn component_spec(
         environment: resources.environment,
         allowed_hosts,
         memory_bytes_max,
+        cpu_millis_max: u32::try_from(resources.cpu_limit)
+            .ok()
+            .and_then(NonZeroU32::new),
         subscriptions,
     })
+}
+
+/// The memory that a component says it may need. Units: bytes.
+fn declared(component: &wire::Component) -> u64 {
+    let resources = component.local_resources.as_ref();
+    let mb = resources.map_or(0, |resources| resources.memory_limit_mb);
+    u64::try_from(mb).unwrap_or_default() << 20
 }
 
 /// Source: `poolSize`, `maxInvocations`, `maxConcurrency`.
@@ -722,10 +739,6 @@ mod tests {
             (
                 with_component(json!({"name": "c"}), json!([])),
                 format!("{base}.image"),
-            ),
-            (
-                component("cpuLimit", json!(100)),
-                format!("{base}.localResources.cpuLimit"),
             ),
             (
                 component("memoryLimitMb", json!(513)),

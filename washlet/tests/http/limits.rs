@@ -296,3 +296,39 @@ async fn a_response_that_does_not_move_is_ended() {
         soon(gone.cancelled()).await;
     }
 }
+
+#[tokio::test]
+async fn a_response_without_end_breaks_off() {
+    let setup = Setup {
+        limits: Limits {
+            response_bytes_max: 1_000,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let mut up = setup.start().await.unwrap();
+    up.serve("fits.test", |_, _| async { text(vec![b'x'; 1_000]) });
+    assert_eq!(up.get("fits.test").await.body.len(), 1_000);
+    let (mut frames, gone) = up.serve_stream("endless.test");
+    let endless = async {
+        // Until nobody takes any more.
+        while frames
+            .send(Ok(Bytes::from_static(&[b'x'; 300])))
+            .await
+            .is_ok()
+        {}
+    };
+    let read = async {
+        let mut stream = up.connect().await;
+        let request = "GET / HTTP/1.1\r\nhost: endless.test\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        // A reset or an end, as the kernel has it: either is no whole body.
+        let _ = stream.read_to_end(&mut bytes).await;
+        bytes
+    };
+    let (bytes, ()) = soon(futures::future::join(read, endless)).await;
+    assert!(bytes.len() < 1_300, "{}", bytes.len());
+    assert!(!bytes.ends_with(b"0\r\n\r\n"), "it looks complete");
+    soon(gone.cancelled()).await;
+}

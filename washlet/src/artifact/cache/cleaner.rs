@@ -37,8 +37,8 @@ pub struct Swept {
 }
 
 impl Store {
-    /// One pass of the cleaner.
-    pub(crate) fn sweep(&self) -> Swept {
+    /// One pass of the cleaner; while the disk is `tight`, whatever the budget says.
+    pub(crate) fn sweep(&self, tight: impl Fn() -> bool) -> Swept {
         let mut swept = Swept::default();
         self.uses().retain(|_, used| used.is_within(AGE_MIN));
         // Fresh times tell the other processes what is in use here.
@@ -66,7 +66,7 @@ impl Store {
         for entry in &entries {
             let old = entry.digest.is_none() && entry.file.age() > QUARANTINE_AGE_MAX;
             let needed = over && u128::from(swept.usage.bytes) > percent(LOW_WATERMARK.into());
-            if old || needed {
+            if old || needed || tight() {
                 self.evict(entry, AGE_MIN, &mut swept);
             }
         }

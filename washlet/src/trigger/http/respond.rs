@@ -33,6 +33,8 @@ pub(crate) struct Responder {
     pub(crate) wait: Duration,
     /// How long a client may stop in the middle of a request's body.
     pub(crate) idle: Duration,
+    /// The largest body of a response, in bytes.
+    pub(crate) body_bytes_max: u64,
     /// Draining began: ask HTTP/1.1 clients to go elsewhere next time.
     pub(crate) closing: AtomicBool,
 }
@@ -92,7 +94,7 @@ impl Responder {
             request_id = &*id,
             "request"
         );
-        response.map(|body| call.send(body, id, permit))
+        response.map(|body| call.send(body, self.body_bytes_max, id, permit))
     }
 
     async fn answer(

@@ -122,6 +122,7 @@ impl Server {
                 requests: Permits::new(limits.http_requests, limits.http_connections),
                 wait: timeouts.admission,
                 idle: timeouts.idle,
+                body_bytes_max: limits.response_bytes_max,
                 closing: AtomicBool::new(false),
             }),
             tls,

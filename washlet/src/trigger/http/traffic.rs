@@ -229,10 +229,20 @@ pub(crate) struct Call(Arc<Traffic>);
 
 impl Call {
     /// Gives the call, and the `permit` it runs with, to the body of its response.
-    pub(crate) fn send(self, body: ResponseBody, id: Arc<str>, permit: Option<Permit>) -> SentBody {
+    ///
+    /// Shape: it breaks off when it is larger than `bytes_max`.
+    pub(crate) fn send(
+        self,
+        body: ResponseBody,
+        bytes_max: u64,
+        id: Arc<str>,
+        permit: Option<Permit>,
+    ) -> SentBody {
         let traffic = self.0.clone();
         let live = Live {
             body,
+            bytes_max,
+            left: bytes_max,
             id,
             moved: Instant::now(),
             waker: None,
@@ -269,6 +279,9 @@ enum Phase {
 
 struct Live {
     body: ResponseBody,
+    bytes_max: u64,
+    /// Bytes that may still be sent.
+    left: u64,
     id: Arc<str>,
     moved: Instant,
     waker: Option<Waker>,
@@ -320,6 +333,13 @@ pub(crate) struct SentBody(Arc<Sending>);
 #[error("response did not move for {}s", .0.as_secs_f32())]
 struct Stuck(Duration);
 
+/// The body is larger than a response may be.
+#[derive(thiserror::Error, Debug)]
+#[error(
+    "the response is larger than {0} bytes, the most that one may be here (--http-response-max)"
+)]
+struct TooLarge(u64);
+
 impl Body for SentBody {
     type Data = Bytes;
     type Error = BoxError;
@@ -334,7 +354,7 @@ impl Body for SentBody {
             Phase::Ended => return Poll::Ready(None),
             Phase::Cut(idle) => return Poll::Ready(Some(Err(Stuck(*idle).into()))),
         };
-        let frame = match Pin::new(&mut live.body).poll_frame(cx) {
+        let mut frame = match Pin::new(&mut live.body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 live.waker
@@ -343,6 +363,13 @@ impl Body for SentBody {
                 return Poll::Pending;
             }
         };
+        if let Some(Ok(part)) = &frame {
+            let bytes = part.data_ref().map_or(0, |data| data.len() as u64);
+            match live.left.checked_sub(bytes) {
+                Some(left) => live.left = left,
+                None => frame = Some(Err(TooLarge(live.bytes_max).into())),
+            }
+        }
         if let Some(Ok(_)) = &frame {
             live.moved = Instant::now();
             return Poll::Ready(frame);
@@ -495,7 +522,7 @@ mod tests {
         );
         let sent = traffic
             .begin(Version::HTTP_11)
-            .send(body(), "id".into(), None);
+            .send(body(), u64::MAX, "id".into(), None);
         let now = now + IDLE - Duration::from_secs(1);
         assert!(traffic.review(now).unwrap() <= now + Duration::from_secs(2));
         drop(sent);
@@ -508,7 +535,7 @@ mod tests {
             drop(
                 traffic
                     .begin(Version::HTTP_2)
-                    .send(body(), "id".into(), None),
+                    .send(body(), u64::MAX, "id".into(), None),
             );
         }
         let state = traffic.state();

@@ -1,0 +1,119 @@
+//! A workload that fails is started again, ever later while it goes on failing.
+//!
+//! ```text
+//! Starting ─► Running ─ a part fails ─┐     after 60 s of running, failures are counted anew
+//!   ▲  └─ cannot start ─► Failed ◄────┘
+//!   └── pause: 1 s, doubled up to 300 s, jittered
+//! ```
+//! Any command wins over a pending attempt: a stop ends it, a start begins at once. What was refused is not
+//! here at all, and new content for a live id has one attempt, since what it was to replace goes on.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::Host;
+use crate::workload::actor::{Actor, Ended};
+use crate::workload::{Failure, State};
+
+/// The first and the longest pause.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// After running for so long a workload is taken for healthy.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// How long to wait after that many failures in a row. Shape: `chance`, 0 to 1, shortens it by up to a half,
+/// so that not all that failed for one reason come back at the same time.
+fn pause(attempts: u32, chance: f64) -> Duration {
+    let doubled = 2u32.saturating_pow(attempts.saturating_sub(1));
+    let pause = PAUSE.0.saturating_mul(doubled).min(PAUSE.1);
+    pause - (pause / 2).mul_f64(chance.clamp(0.0, 1.0))
+}
+
+/// Every `RandomState` has keys of its own.
+fn chance() -> f64 {
+    let number = RandomState::new().build_hasher().finish() % 1_000;
+    number as f64 / 1_000.0
+}
+
+impl Host {
+    /// Runs a workload until it is stopped, again and again while it fails.
+    pub(super) async fn keep_up(&self, actor: &mut Actor) {
+        let replaces = actor.turn.is_some();
+        let mut attempts = 0_u32;
+        while let Ended::Failed { cause, ran } = actor.run().await {
+            if ran.is_some_and(|ran| ran >= HEALTHY_AFTER) {
+                attempts = 0;
+            }
+            attempts = attempts.saturating_add(1);
+            let once = replaces && ran.is_none();
+            let again = !once && !self.0.draining.is_stopping();
+            let pause = again.then(|| pause(attempts, chance()));
+            let (id, workload) = (&actor.spec.id, &actor.spec.name);
+            tracing::warn!(%id, workload, cause, attempts, again_in = ?pause, "workload failed");
+            let next = pause.map(|pause| Instant::now() + pause);
+            actor.enter(State::Failed(Failure {
+                cause,
+                attempts,
+                next,
+            }));
+            let Some(next) = next else { return };
+            tokio::select! {
+                biased;
+                () = actor.stop.cancelled() => {}
+                () = sleep_until(next) => {}
+            }
+            if !self.begin_again(actor) {
+                return;
+            }
+        }
+    }
+
+    /// Begins one more attempt, unless a command came between: both under the lock under which those act.
+    fn begin_again(&self, actor: &Actor) -> bool {
+        let _table = self.table();
+        if actor.stop.is_cancelled() {
+            actor.enter(State::Gone);
+            return false;
+        }
+        if self.0.draining.is_stopping() {
+            return false;
+        }
+        self.0.health.retried();
+        actor.enter(State::Starting);
+        true
+    }
+
+    /// Why a workload that this host starts again by itself does not run.
+    pub fn failing(&self, id: &subjects::WorkloadId) -> Option<String> {
+        let table = self.table();
+        let entry = table.get(id)?;
+        let course = entry.course.borrow();
+        let failing = match &*entry.state.borrow() {
+            State::Failed(failure) => failure.next.is_some(),
+            State::Starting => course.attempts > 0,
+            _ => false,
+        };
+        failing.then(|| course.reason.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_differ() {
+        let seconds = |attempts| pause(attempts, 0.0).as_secs();
+        assert_eq!(
+            [1, 2, 3, 9, 10, 11, u32::MAX].map(seconds),
+            [1, 2, 4, 256, 300, 300, 300]
+        );
+        assert_eq!(pause(1, 1.0), Duration::from_millis(500));
+        assert_eq!(pause(u32::MAX, 1.0), Duration::from_secs(150));
+        let chances: Vec<_> = (0..20).map(|_| chance()).collect();
+        assert!(chances.iter().all(|chance| (0.0..1.0).contains(chance)));
+        assert!(chances.iter().any(|chance| *chance != chances[0]));
+    }
+}
