@@ -1,8 +1,7 @@
 //! What a host knows of before a restart.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::Result;
 use capabilities::memory::Memory;
@@ -12,7 +11,9 @@ use engine::interface::Interfaces;
 use subjects::{HostId, WorkloadId, wire};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
-use washlet::config::{ArtifactConfig, Config, Identity, Limits, NatsAuth, NatsConfig, NatsTls};
+use washlet::config::{Config, Identity, NatsConfig};
+use washlet::seal::SealKey;
+use washlet::trigger::Triggers;
 use washlet::{EngineOptions, Washlet};
 
 /// How many workloads there are.
@@ -20,42 +21,16 @@ const WORKLOADS: usize = 3;
 
 /// A host that keeps its journal in `dir`, and is in no fleet.
 async fn host(dir: &Path) -> Result<Washlet> {
-    let config = Config {
-        identity: Identity {
-            id: HostId::new("host-1")?,
-            hostname: "localhost".to_owned(),
-            group: "default".to_owned(),
-            environment: String::new(),
-            labels: BTreeMap::new(),
-        },
-        scheduler: NatsConfig {
-            url: String::new(),
-            tls: NatsTls::default(),
-            auth: NatsAuth::None,
-            inbox_prefix: None,
-            ping_interval: Duration::from_secs(5),
-        },
-        heartbeat_interval: Duration::from_secs(15),
-        http: None,
-        admin: None,
-        artifacts: ArtifactConfig {
-            dir: dir.join("artifacts"),
-            budget_bytes: 1 << 30,
-            allow_insecure: false,
-            ca: Vec::new(),
-            pull_timeout: Duration::from_secs(30),
-            allow_file: false,
-        },
-        journal: Some(dir.to_owned()),
-        orphan_after: Duration::from_secs(300),
-        limits: Limits::default(),
-        default_allowed_hosts: Vec::new(),
-        flat_names: false,
-    };
+    let identity = Identity::new(HostId::new("host-1")?, "localhost", "default");
+    let key = Arc::new(SealKey::ephemeral()?);
+    let images = dir.join("artifacts");
+    let mut config = Config::new(identity, NatsConfig::new(""), images, key);
+    config.journal = Some(dir.to_owned());
     let options = EngineOptions::new(1, TrustRoots::load(true, &[])?);
     let plugins = Plugins::new("memory").with(Memory::new(1 << 20));
-    let (interfaces, lanes) = (Interfaces::default(), Handle::current());
-    Ok(Washlet::build(config, options, plugins, interfaces, lanes, false).await?)
+    let (interfaces, triggers) = (Interfaces::default(), Triggers::default());
+    let lanes = Handle::current();
+    Ok(Washlet::build(config, options, plugins, interfaces, triggers, lanes, false).await?)
 }
 
 /// No command can come before what ran is known: a runtime with one thread runs nothing else until then.

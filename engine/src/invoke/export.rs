@@ -40,7 +40,7 @@ impl Runnable {
         let warm = warm.as_ref().map(|warm| &warm.exports);
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
-        let call = Metered::new(Arc::clone(&meter), async {
+        let call = Metered::new(recipe.clone(), Arc::clone(&meter), async {
             let mut live = super::take(&recipe.pre, &recipe, warm, meter).await?;
             let called = call((&mut live.store).into(), &live.exports).await;
             let returned = called.map_err(|error| recipe.trapped(&live.store, error))?;

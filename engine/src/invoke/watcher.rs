@@ -45,7 +45,7 @@ impl Runnable {
         let limit = recipe.engine.0.config.call_time_max;
         let meter = Meter::new();
         let open = Open::new(Bucket::new(Arc::clone(store), bucket));
-        let call = Metered::new(Arc::clone(&meter), async {
+        let call = Metered::new(recipe.clone(), Arc::clone(&meter), async {
             let mut live = super::take(pre, &recipe, warm, meter).await?;
             let watcher = live.exports.wasi_keyvalue_watcher();
             let called = async {

@@ -1,7 +1,5 @@
 //! A host leaves, or takes no more work, and nobody who looks misses a request.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use async_nats::Message;
 use fleet::balance::{Load, under_load};

@@ -18,7 +18,7 @@ use futures::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::{HOST, admin::ADMIN, admin::sample, app, drain::wash, one_host};
+use crate::{HOST, admin::ADMIN, admin::sample, app, one_host, wash};
 
 /// The most memory the host's process ever had, in MiB.
 pub(crate) fn peak_mib(host: &Washlet) -> Result<u64> {

@@ -7,7 +7,7 @@ use fleet::washlet::Washlet;
 use serde_json::{Value, json};
 
 use crate::admin::{ADMIN, sample};
-use crate::drain::wash;
+use crate::wash;
 use crate::{HOST, app, one_host};
 
 /// What the host lists of the workload "app".

@@ -9,7 +9,6 @@ use subjects::{WorkloadId, wire};
 use tokio::sync::watch;
 
 use super::{Host, StartError};
-use crate::health::Restoring;
 use crate::journal;
 use crate::workload::State;
 
@@ -70,17 +69,6 @@ impl Host {
                 }
             }
         }
-    }
-
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let error = capabilities::report(&error);
-                tracing::warn!(%id, error, "what ran before the restart cannot be started");
-            }
-        }
-        // Whichever way: one that fails is not what the others wait for.
-        drop(restoring);
     }
 
     /// Registers what ran before; `None` when a command came between, which is looked at under the lock under
