@@ -32,6 +32,14 @@ pub mod sql;
 /// An error of a storage's client library, carried as a source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
+/// A stranger's text, short and printable enough for an error or a log.
+pub fn quote(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let short: String = text.chars().take(CHARS_MAX).collect();
+    let dots = if short.len() < text.len() { "…" } else { "" };
+    format!("{}{dots}", short.escape_debug())
+}
+
 /// The texts of `error` and all its sources, joined by `: `, each said once.
 ///
 /// Shape: the one rendering used at the edges (replies, logs, guests' `other(..)` cases). A source whose

@@ -5,10 +5,14 @@
 //! any port. An empty list allows nothing.
 
 use capabilities::addresses::Reach;
+use capabilities::quote;
 use http::Uri;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
+
+/// Bad entries that an error shows.
+const SHOWN_MAX: usize = 10;
 
 /// The entries of one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,13 +37,13 @@ enum Host {
 
 /// What is wrong with an entry.
 #[derive(thiserror::Error, Debug, PartialEq, Eq)]
-#[error("'{entry}': {reason}")]
+#[error("'{}': {reason}", quote(entry))]
 pub struct InvalidEntry {
     entry: String,
     reason: &'static str,
 }
 
-/// All bad entries of a list, one line each.
+/// All bad entries of a list, one line each; of many the first.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidEntries(pub Vec<InvalidEntry>);
 
@@ -48,9 +52,15 @@ impl std::error::Error for InvalidEntries {}
 impl fmt::Display for InvalidEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "invalid allowed_hosts:")?;
-        self.0
-            .iter()
-            .try_for_each(|entry| write!(f, "\n  - {entry}"))
+        let shown = self.0.iter().take(SHOWN_MAX);
+        let hidden = self.0.len().saturating_sub(SHOWN_MAX);
+        shown
+            .into_iter()
+            .try_for_each(|entry| write!(f, "\n  - {entry}"))?;
+        match hidden {
+            0 => Ok(()),
+            hidden => write!(f, "\n  - and {hidden} more"),
+        }
     }
 }
 
@@ -219,6 +229,51 @@ pub(crate) fn bare(host: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fuzz_allowed_hosts() -> anyhow::Result<()> {
+        let words = [
+            "http://",
+            "https://",
+            "*.",
+            "[::1]",
+            ":443",
+            "example.com",
+            "127.0.0.1",
+            "?",
+            "#",
+        ];
+        fleet::fuzz::run("allowed-hosts", &words, |input| {
+            let text = String::from_utf8_lossy(input);
+            let entries: Vec<_> = text.split(',').collect();
+            let hosts = AllowedHosts::parse(&entries).map_err(|error| error.to_string())?;
+            let mut reached = String::new();
+            for host in [
+                "127.0.0.1",
+                "[::1]",
+                "localhost",
+                "169.254.169.254",
+                "a.example.com",
+                "example.com",
+            ] {
+                for scheme in ["http", "https"] {
+                    let uri: Uri = format!("{scheme}://{host}/").parse().unwrap();
+                    let Some(reach) = hosts.permits(&uri) else {
+                        continue;
+                    };
+                    // Only what an entry names, and loopback only by its own name.
+                    let text = text.to_lowercase();
+                    assert!(text.contains('*') || text.contains(bare(host)), "{host}");
+                    assert!(
+                        reach == Reach::Network || text.contains(bare(host)),
+                        "{host}"
+                    );
+                    reached.push(if reach == Reach::Network { 'n' } else { 'l' });
+                }
+            }
+            Ok(reached)
+        })
+    }
 
     #[test]
     fn entries_permit_what_they_say() {

@@ -16,10 +16,12 @@
 //! | [`proxy`] | a TCP proxy that counts, pauses, slows down and cuts |
 //! | [`process`] | a child process and what it printed |
 //! | [`tools`] | where the server binaries are |
+//! | [`fuzz`] | input that nobody meant, for decoders |
 //! | [`wait`] | waits on a state, with a deadline |
 
 pub mod accounts;
 pub mod balance;
+pub mod fuzz;
 pub mod http;
 pub mod nats;
 pub mod postgres;

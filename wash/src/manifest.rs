@@ -50,12 +50,36 @@ pub(crate) enum Error {
     },
 }
 
+impl Error {
+    fn field(document: usize, path: &str, problem: &str) -> Self {
+        Self::Field {
+            document,
+            path: printable(path),
+            problem: printable(problem),
+        }
+    }
+}
+
+/// What quotes a file, short and without what a terminal would act on.
+fn printable(text: &str) -> String {
+    const CHARS_MAX: usize = 500;
+    let mut chars = text.chars();
+    let first = chars.by_ref().take(CHARS_MAX);
+    let mut short: String = first
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if chars.next().is_some() {
+        short.push('…');
+    }
+    short
+}
+
 /// What is in `text`, whatever it is.
 fn documents(text: &str) -> Result<Vec<Value>, Error> {
     // As in YAML 1.2: `y` and `on` are text.
     let options = serde_saphyr::options! { strict_booleans: true };
     serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| Error::Yaml(error.without_snippet().to_string()))
+        .map_err(|error| Error::Yaml(printable(&error.without_snippet().to_string())))
 }
 
 /// Reads one plan per document.
@@ -75,11 +99,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Plan>, Error> {
 }
 
 fn plan(document: usize, value: Value) -> Result<Plan, Error> {
-    let wrong = |path: &str, problem: String| Error::Field {
-        document,
-        path: path.to_owned(),
-        problem,
-    };
+    let wrong = |path: &str, problem: String| Error::field(document, path, &problem);
     let Head { api_version, kind } = typed(document, keep(&value, &["apiVersion", "kind"]))?;
     if api_version != "runtime.wasmcloud.dev/v1alpha1" {
         return Err(wrong(
@@ -164,10 +184,9 @@ fn plan(document: usize, value: Value) -> Result<Plan, Error> {
 }
 
 fn typed<T: for<'de> Deserialize<'de>>(document: usize, value: Value) -> Result<T, Error> {
-    serde_path_to_error::deserialize(value).map_err(|error| Error::Field {
-        document,
-        path: error.path().to_string(),
-        problem: error.into_inner().to_string(),
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        Error::field(document, &path, &error.into_inner().to_string())
     })
 }
 

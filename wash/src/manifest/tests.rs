@@ -261,3 +261,46 @@ fn a_sealed_manifest_is_the_same_but_for_its_secrets() {
         Err(Error::Field { .. })
     ));
 }
+
+#[test]
+fn fuzz_manifests() -> anyhow::Result<()> {
+    let words = [
+        "apiVersion: runtime.wasmcloud.dev/v1alpha1\n",
+        "kind: Workload\n",
+        "kind: WorkloadDeployment\n",
+        "metadata:\n  name: a\n",
+        "spec:\n",
+        "  components:\n",
+        "    - name: a\n      image: b\n",
+        "hostInterfaces: [{namespace: wasi, package: http, interfaces: [a]}]",
+        "---\n",
+        "&a ",
+        "*a",
+        "<<: *a\n",
+        "!!binary ",
+        "? ",
+        "|\n",
+        ">-\n",
+        "[",
+        "{",
+        "replicas: 2",
+        "\t",
+        "%YAML 1.2\n",
+        "# ",
+        "y",
+        "on",
+        "0x1f",
+        ".inf",
+    ];
+    fleet::fuzz::run_costly("manifests", 5, &words, |input| {
+        let text = String::from_utf8_lossy(input);
+        let plans = read(&text).map_err(|error| error.to_string())?;
+        for plan in &plans {
+            let workload = plan.workload.encode();
+            let again = wire::Workload::decode(&workload);
+            let again = again.map_err(|error| format!("{error}: what was written is not read"))?;
+            assert_eq!(again, plan.workload, "hosts read something else");
+        }
+        Ok(format!("{} plans", plans.len().min(3)))
+    })
+}

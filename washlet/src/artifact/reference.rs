@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub(crate) use capabilities::quote;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
@@ -275,14 +276,6 @@ impl FromStr for Digest {
         }
         Ok(Self(bytes))
     }
-}
-
-/// A stranger's text, short and printable enough for an error or a log.
-pub(crate) fn quote(text: &str) -> String {
-    const CHARS_MAX: usize = 200;
-    let short: String = text.chars().take(CHARS_MAX).collect();
-    let dots = if short.len() < text.len() { "…" } else { "" };
-    format!("{}{dots}", short.escape_debug())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! path of its field.
 
 use capabilities::messaging::{self, Redelivery};
+use capabilities::quote;
 use capabilities::secrets::{Opener, Unopened};
 use engine::Reuse;
 use engine::allowed_hosts::{AllowedHosts, InvalidEntries};
@@ -164,7 +165,7 @@ pub enum Error {
         reason: String,
     },
     /// Bad `allowedHosts`.
-    #[error("invalid local_resources for component {component}: {source}")]
+    #[error("invalid local_resources for component {}: {source}", quote(component))]
     AllowedHosts {
         /// The component's name.
         component: String,
@@ -180,13 +181,31 @@ pub enum Error {
         source: Unopened,
     },
     /// Host interfaces that nothing serves.
-    #[error("requested interfaces that are not available on this host: {}", .0.join(", "))]
+    #[error("requested interfaces that are not available on this host: {}", few(.0))]
     Unavailable(Vec<String>),
+}
+
+/// So many interfaces are named in an error.
+const NAMED_MAX: usize = 10;
+
+/// The first of `names`, and how many more there are.
+fn few(names: &[String]) -> String {
+    let named: Vec<_> = names
+        .iter()
+        .take(NAMED_MAX)
+        .map(|name| quote(name))
+        .collect();
+    let more = match names.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    named.join(", ") + &more
 }
 
 fn refused<T>(path: impl Into<String>, reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Refused {
-        path: path.into(),
+        // Keys of maps are a stranger's.
+        path: quote(&path.into()),
         reason: reason.into(),
     })
 }

@@ -84,22 +84,7 @@ impl Session<'_> {
             let child = self.parse_digest(choose(&manifest.manifests)?)?;
             manifest = self.manifest(&child.to_string(), Some(child)).await?.0;
         }
-        let other = manifest
-            .layers
-            .iter()
-            .find(|layer| !LAYERS.contains(&&*layer.media_type));
-        if let Some(layer) = other {
-            return Err(Error::LayerType(quote(&layer.media_type)));
-        }
-        let layer = manifest.layers.first().ok_or(Error::NoLayers)?;
-        let max = self.client.bytes_max;
-        if layer.size > max {
-            return Err(Error::TooLarge {
-                what: "artifact",
-                bytes: layer.size,
-                max,
-            });
-        }
+        let layer = component(&manifest, self.client.bytes_max)?;
         let layer_digest = self.parse_digest(&layer.digest)?;
         Ok(Known {
             layer: layer_digest,
@@ -124,9 +109,7 @@ impl Session<'_> {
                 actual,
             });
         }
-        let manifest = serde_json::from_slice(&body).map_err(|error| {
-            self.protocol(format!("no manifest: {}", quote(&error.to_string())))
-        })?;
+        let manifest = read(&body).map_err(|reason| self.protocol(reason))?;
         Ok((manifest, actual))
     }
 
@@ -287,6 +270,28 @@ fn random_bytes() -> [u8; 2] {
     [high.to_be_bytes()[0], low.to_be_bytes()[0]]
 }
 
+fn read(body: &[u8]) -> Result<Manifest, String> {
+    serde_json::from_slice(body)
+        .map_err(|error| format!("no manifest: {}", quote(&error.to_string())))
+}
+
+/// The layer that is the component, of at most `max` bytes.
+fn component(manifest: &Manifest, max: u64) -> Result<&Descriptor> {
+    let mut layers = manifest.layers.iter();
+    if let Some(layer) = layers.find(|layer| !LAYERS.contains(&&*layer.media_type)) {
+        return Err(Error::LayerType(quote(&layer.media_type)));
+    }
+    let layer = manifest.layers.first().ok_or(Error::NoLayers)?;
+    if layer.size > max {
+        return Err(Error::TooLarge {
+            what: "artifact",
+            bytes: layer.size,
+            max,
+        });
+    }
+    Ok(layer)
+}
+
 /// The manifest of an index: the one for wasm, or the only one.
 fn choose(manifests: &[Descriptor]) -> Result<&str> {
     let wasm = |manifest: &&Descriptor| {
@@ -304,4 +309,44 @@ fn choose(manifests: &[Descriptor]) -> Result<&str> {
 
 fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_oci_manifests() -> anyhow::Result<()> {
+        let words = [
+            "\"layers\":[{",
+            "\"manifests\":[{",
+            "\"mediaType\":\"application/wasm\"",
+            "\"digest\":\"sha256:",
+            "\"size\":",
+            "\"platform\":{",
+            "\"architecture\":\"wasm\"",
+            LAYERS[1],
+            "../",
+            "sha512:",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        ];
+        fleet::fuzz::run("oci-manifests", &words, |input| {
+            let manifest = read(input)?;
+            let text = |error: Error| capabilities::report(&error);
+            let index = manifest.layers.is_empty() && !manifest.manifests.is_empty();
+            let named = match index {
+                true => choose(&manifest.manifests).map_err(text)?,
+                false => &component(&manifest, 1 << 20).map_err(text)?.digest,
+            };
+            let digest: Digest = named
+                .parse()
+                .map_err(|error| capabilities::report(&error))?;
+            assert_eq!(
+                digest.to_string(),
+                named.to_ascii_lowercase(),
+                "other bytes than were named"
+            );
+            Ok(format!("{index}"))
+        })
+    }
 }

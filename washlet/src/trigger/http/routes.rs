@@ -2,13 +2,17 @@
 
 use super::Target;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use capabilities::quote;
 use engine::permits::{Permits, Share};
 use engine::shards::{Handle, Spread};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// Host names of one workload.
+const NAMES_MAX: usize = 1_000;
 
 /// Host names that lead to one workload: at least one, lower case, none twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +25,11 @@ pub enum Error {
     #[error("no host header found")]
     NoHost,
     /// `host` is not a name that a request can ask for.
-    #[error("primary host {0:?} is not a valid RFC 1123 hostname")]
+    #[error("primary host \"{}\" is not a valid RFC 1123 hostname", quote(.0))]
     InvalidHost(String),
+    /// More than [`NAMES_MAX`].
+    #[error("more than {NAMES_MAX} host names")]
+    TooMany,
 }
 
 impl Names {
@@ -31,13 +38,16 @@ impl Names {
     /// Shape: aliases that are no host names are left out, which is logged.
     ///
     /// # Errors
-    /// [`Error`] when `host` is missing or no host name.
+    /// [`Error`] when `host` is missing or no host name, or there are too many.
     pub fn parse(host: Option<&str>, aliases: Option<&str>) -> Result<Self, Error> {
         let primary = host.ok_or(Error::NoHost)?;
         if !is_hostname(primary) {
             return Err(Error::InvalidHost(primary.to_owned()));
         }
-        let mut names: Vec<Arc<str>> = vec![primary.to_ascii_lowercase().into()];
+        let primary: Arc<str> = primary.to_ascii_lowercase().into();
+        let mut known = BTreeSet::from([Arc::clone(&primary)]);
+        let mut names = vec![Arc::clone(&primary)];
+        let mut skipped = Vec::new();
         for alias in aliases
             .unwrap_or_default()
             .split(',')
@@ -46,14 +56,21 @@ impl Names {
         {
             let name: Arc<str> = alias.to_ascii_lowercase().into();
             if !is_hostname(alias) {
-                tracing::warn!(
-                    host = primary,
-                    alias,
-                    "host alias is not a valid RFC 1123 hostname; skipped"
-                );
-            } else if !names.contains(&name) {
+                skipped.push(alias);
+            } else if known.insert(Arc::clone(&name)) {
                 names.push(name);
             }
+            if names.len() > NAMES_MAX {
+                return Err(Error::TooMany);
+            }
+        }
+        if let Some(first) = skipped.first() {
+            tracing::warn!(
+                host = primary.as_ref(),
+                first = quote(first),
+                skipped = skipped.len(),
+                "host aliases that are not valid RFC 1123 hostnames are skipped"
+            );
         }
         Ok(Self(names))
     }
@@ -299,6 +316,18 @@ mod tests {
         ) -> Result<http::Response<ResponseBody>, CallError> {
             Err(CallError::NoResponse)
         }
+    }
+
+    #[test]
+    fn host_names_are_bounded() {
+        let aliases = |count: usize| {
+            let names: Vec<_> = (1..count).map(|number| format!("a{number}")).collect();
+            // Twice: those that are there already do not count.
+            [names.join(","), names.join(",")].join(",")
+        };
+        let parse = |count| Names::parse(Some("a"), Some(&aliases(count)));
+        assert_eq!(parse(NAMES_MAX).unwrap().iter().count(), NAMES_MAX);
+        assert_eq!(parse(NAMES_MAX + 1), Err(Error::TooMany));
     }
 
     fn attach(routes: &Routes, host: &str, aliases: &str, workload: &str) -> Attachment {
