@@ -21,8 +21,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::runner::Wasi;
 use crate::{CompileError, Layout};
 
-/// How long one component may take.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(600);
+/// How long the smallest component may take, how much longer each further MiB, and the largest: a small one
+/// made to be hard gives its place to others sooner.
+const COMPILE_TIME: [Duration; 3] = [
+    Duration::from_secs(120),
+    Duration::from_secs(60),
+    Duration::from_secs(600),
+];
 
 /// Units: bytes.
 const ERROR_BYTES_MAX: u64 = 4 << 10;
@@ -77,6 +82,7 @@ impl Compiler {
             .kill_on_drop(true)
             .spawn()
             .map_err(Failure::Spawn)?;
+        let time_max = time_max(bytes.len());
         let (mut stdin, stderr) = (child.stdin.take(), child.stderr.take());
         let feed = async move {
             if let Some(stdin) = &mut stdin {
@@ -93,8 +99,8 @@ impl Compiler {
         };
         let compile = async { tokio::join!(feed, listen, child.wait()) };
         let failed = |why: String| Failure::Compile(CompileError::Failed(why));
-        let Ok(((), said, status)) = tokio::time::timeout(COMPILE_TIME_MAX, compile).await else {
-            let seconds = COMPILE_TIME_MAX.as_secs();
+        let Ok(((), said, status)) = tokio::time::timeout(time_max, compile).await else {
+            let seconds = time_max.as_secs();
             return Err(failed(format!("the compiler took more than {seconds} s")));
         };
         let status = status.map_err(|error| failed(format!("the compiler was lost: {error}")))?;
@@ -110,6 +116,13 @@ impl Compiler {
             ))),
         }
     }
+}
+
+/// How long a component of so many bytes may take.
+fn time_max(bytes: usize) -> Duration {
+    let [least, each, most] = COMPILE_TIME;
+    let further = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    least.saturating_add(each.saturating_mul(further)).min(most)
 }
 
 /// What the program of a [`Compiler`] does: component from stdin, code to stdout. Gives the exit code.
@@ -142,4 +155,16 @@ fn compile(layout: Layout) -> Result<(), (u8, String)> {
         .write_all(&code)
         .and_then(|()| output.flush())
         .map_err(|error| (EXIT_OUTPUT, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_components_have_more_time() {
+        let seconds = |bytes| time_max(bytes).as_secs();
+        assert_eq!([0, 1 << 20, 3 << 20].map(seconds), [120, 180, 300]);
+        assert_eq!([50 << 20, usize::MAX].map(seconds), [600, 600]);
+    }
 }

@@ -101,7 +101,7 @@ pub fn run_costly(
         .chain(&WORDS)
         .map(|word| word.as_bytes())
         .collect();
-    let mut chance = Chance(seed);
+    let mut chance = Chance::new(seed);
     let mut outcomes = BTreeMap::<String, u64>::new();
     let before = peak_kib();
     let kept = pool.len();
@@ -186,7 +186,7 @@ fn shape(text: &str) -> String {
 }
 
 /// The most memory this process ever had, in KiB; 0 where the system does not tell.
-fn peak_kib() -> u64 {
+pub fn peak_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.split_whitespace().next());
@@ -195,11 +195,17 @@ fn peak_kib() -> u64 {
         .unwrap_or_default()
 }
 
-/// Numbers that look random: SplitMix64.
-struct Chance(u64);
+/// Numbers that look random and follow from a seed: SplitMix64.
+pub struct Chance(u64);
 
 impl Chance {
-    fn next(&mut self) -> u64 {
+    /// Those of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next one.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -210,7 +216,7 @@ impl Chance {
     /// Below `bound`, which is not 0.
     fn below(&mut self, bound: usize) -> usize {
         let bound = u64::try_from(bound.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(self.next() % bound).unwrap_or_default()
+        usize::try_from(self.draw() % bound).unwrap_or_default()
     }
 
     fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {

@@ -13,6 +13,7 @@ mod courier;
 mod egress;
 mod export;
 mod host;
+mod hostile;
 mod instances;
 mod keyvalue;
 mod limits;

@@ -8,6 +8,7 @@
 
 mod answers;
 mod drain;
+mod hostile;
 mod limits;
 mod support;
 mod tls;

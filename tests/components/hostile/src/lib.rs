@@ -104,6 +104,37 @@ impl Guest for Hostile {
                 reply::text(out, 200, &end);
             }
             "no-response" => {}
+            "recurse" => {
+                let depth = recurse(target.number("n", 1));
+                reply::text(out, 200, &format!("{depth}\n"));
+            }
+            // Resources that are never given back, of `kb` KiB each: the host holds what is in them.
+            "hoard" => {
+                let value = vec![b'a'; usize::try_from(target.number("kb", 1) << 10).expect("fits")];
+                for _ in 0..target.number("n", 1) {
+                    let fields = Fields::new();
+                    let _ = fields.append("x", &value);
+                    std::mem::forget(fields);
+                }
+                reply::text(out, 200, "hoarded\n");
+            }
+            "headers" => {
+                let value = vec![b'a'; usize::try_from(target.number("kb", 1) << 10).expect("fits")];
+                let headers = Fields::new();
+                for _ in 0..target.number("n", 1) {
+                    // What is not taken is left out.
+                    let _ = headers.append("x", &value);
+                }
+                let response = OutgoingResponse::new(headers);
+                let body = response.body().expect("a new response has its body");
+                ResponseOutparam::set(out, Ok(response));
+                let _ = OutgoingBody::finish(body, None);
+            }
+            "line" => {
+                let bytes = usize::try_from(target.number("mb", 1) << 20).expect("fits");
+                println!("{}", "x".repeat(bytes));
+                reply::text(out, 200, "printed\n");
+            }
             "slow" => {
                 reply::sleep(target.number("ms", 1000));
                 reply::text(out, 200, "slow\n");
@@ -118,6 +149,15 @@ impl Guest for Hostile {
             }
             _ => reply::text(out, 404, "no such misbehaviour\n"),
         }
+    }
+}
+
+/// Calls itself `left` times.
+#[inline(never)]
+fn recurse(left: u64) -> u64 {
+    match black_box(left) {
+        0 => 0,
+        left => 1 + black_box(recurse(left - 1)),
     }
 }
 
