@@ -8,7 +8,9 @@ const BYTES_MAX: usize = 64 << 20;
 
 #[tokio::test]
 async fn keyvalue() {
-    contract::keyvalue::run(&Memory::new(BYTES_MAX), &BTreeMap::new())
+    let (plugin, settings) = (Memory::new(BYTES_MAX), BTreeMap::new());
+    contract::keyvalue::run(&plugin, &settings).await.unwrap();
+    contract::keyvalue::run_bounds(&plugin, &settings)
         .await
         .unwrap();
 }

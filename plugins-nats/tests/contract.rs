@@ -68,7 +68,9 @@ fn put<'a>(key: &'a str, value: &str) -> Put<'a> {
 async fn keyvalue() {
     let server = NatsServer::start().await.unwrap();
     let plugin = plugin(&server).await;
-    contract::keyvalue::run(&plugin, &BTreeMap::new())
+    let settings = BTreeMap::new();
+    contract::keyvalue::run(&plugin, &settings).await.unwrap();
+    contract::keyvalue::run_bounds(&plugin, &settings)
         .await
         .unwrap();
 }
@@ -79,6 +81,9 @@ async fn keyvalue_in_memory() {
     let plugin = plugin(&server).await;
     let settings = settings(&[("storage", "memory")]);
     contract::keyvalue::run(&plugin, &settings).await.unwrap();
+    contract::keyvalue::run_bounds(&plugin, &settings)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -87,6 +92,9 @@ async fn keyvalue_with_history() {
     let plugin = plugin(&server).await;
     let settings = settings(&[("history", "5")]);
     contract::keyvalue::run(&plugin, &settings).await.unwrap();
+    contract::keyvalue::run_bounds(&plugin, &settings)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

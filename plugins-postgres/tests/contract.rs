@@ -19,7 +19,9 @@ fn plugin(server: &PostgresServer) -> Postgres {
 async fn keyvalue() {
     let server = PostgresServer::start().await.unwrap();
     let plugin = plugin(&server);
-    contract::keyvalue::run(&plugin, &BTreeMap::new())
+    let settings = BTreeMap::new();
+    contract::keyvalue::run(&plugin, &settings).await.unwrap();
+    contract::keyvalue::run_bounds(&plugin, &settings)
         .await
         .unwrap();
 }

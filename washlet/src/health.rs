@@ -50,11 +50,11 @@ type Watched = Box<dyn Fn() -> Link + Send + Sync>;
 
 /// A connection to NATS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Link {
+pub struct Link {
     /// Whether it is up.
-    pub(crate) up: bool,
+    pub up: bool,
     /// Times that it was made.
-    pub(crate) made: u64,
+    pub made: u64,
 }
 
 /// Responses to HTTP requests, by class of their status, from 1xx on.

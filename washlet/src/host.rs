@@ -38,9 +38,9 @@ use crate::node::{Node, Sample};
 use crate::seal::SealKey;
 use crate::trigger::Triggers;
 use crate::trigger::http::Routes;
-use crate::workload::actor::{Actor, InFlight};
+use crate::workload::actor::{Actor, Images, InFlight, Runner};
 use crate::workload::spec::{self, Terms, WorkloadSpec};
-use crate::workload::{Course, Failure, State};
+use crate::workload::{Course, Failure, State, progress};
 use admit::Reserved;
 pub use leave::LeaveError;
 use leave::Leaving;
@@ -55,6 +55,8 @@ const WORKLOADS_MAX: usize = 20_000;
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) artifacts: Artifacts,
+    /// Makes a workload's components ready.
+    pub(crate) runner: Arc<dyn Runner>,
     pub(crate) routes: Routes,
     pub(crate) triggers: Triggers,
     pub(crate) limits: Limits,
@@ -196,25 +198,29 @@ struct Entry {
     stop: CancellationToken,
     /// Starts of the same id that wait for this one to be gone.
     waiting: CancellationToken,
-    state: watch::Receiver<State>,
+    state: progress::Receiver,
     course: watch::Receiver<Course>,
     started_at: OffsetDateTime,
     /// New content that comes up to replace this, or could not.
     next: Option<Box<Entry>>,
     /// Of what this has replaced, which may still be finishing.
-    before: Option<watch::Receiver<State>>,
+    before: Option<progress::Receiver>,
     /// It is being put in the place of what it replaces.
     committing: bool,
     reserved: Reserved,
+    /// What had failed, and is tried again if this start is taken back; until then it waits.
+    instead_of: Option<Box<Entry>>,
 }
 
 /// What a start has come to.
 struct Registered {
-    state: watch::Receiver<State>,
+    state: progress::Receiver,
     /// By this very start.
     mine: bool,
     /// Something else runs under the id, and goes on until this runs.
     replaces: bool,
+    /// Its number in the journal, of one that is new.
+    wish: u64,
 }
 
 /// What a running workload is busy with, for those who count.
@@ -227,9 +233,15 @@ pub(crate) struct Busy {
 impl Host {
     /// A host without workloads.
     pub fn new(parts: Parts) -> Self {
+        Self::with_runner(parts, Arc::new(Images))
+    }
+
+    /// As [`new`](Self::new), with another way to make components ready.
+    pub(crate) fn with_runner(parts: Parts, runner: Arc<dyn Runner>) -> Self {
         let shared = Shared {
             engine: parts.engine,
             artifacts: parts.artifacts,
+            runner,
             routes: parts.routes,
             triggers: parts.triggers,
             messages: Arc::new(Semaphore::new(parts.limits.messages_per_host)),
@@ -314,8 +326,8 @@ impl Host {
         journaled: bool,
     ) -> Result<wire::WorkloadStatus, StartError> {
         // Commands for one id act in the order they came: what is being stopped has to be gone first.
-        if let Some((mut state, stopped_again)) = self.stopping(&id) {
-            let stopping = *state.borrow() != State::Starting;
+        if let Some((state, stopped_again)) = self.stopping(&id) {
+            let stopping = state.get() != State::Starting;
             let ended =
                 state.wait_for(|state| ended(state) || (!stopping && *state == State::Running));
             tokio::select! {
@@ -336,30 +348,35 @@ impl Host {
             request.encode()
         });
         let Registered {
-            mut state,
+            state,
             mine,
             replaces,
+            wish,
         } = self.register(&id, workload, request)?;
         // Before anything is said, also of a start that another one began, so that what was said survives; the
         // start goes on meanwhile. What replaces another sees to it itself, once it runs.
         if journaled
             && !replaces
             && let Err(error) = self.keep(&id).await
+            && (!mine || self.take_back(&id, &state, wish))
         {
             if mine {
-                self.take_back(&id, &state);
+                // What was refused is not to come back after a restart.
+                let _ = self.keep(&id).await;
             }
             return Err(StartError::Journal(error));
         }
+        self.settled(&id, &state);
         let settled = state.wait_for(|state| *state != State::Starting);
         let settled = tokio::time::timeout(self.0.shared.limits.start_reply, settled);
         // A host that leaves does not keep the fleet waiting for a pull.
         let settled = tokio::select! {
+            biased;
             settled = settled => settled.map_err(drop),
             () = self.0.draining.stopping() => Err(()),
         };
         let state = match settled {
-            Ok(Ok(state)) => state.clone(),
+            Ok(Ok(state)) => state,
             // The task ended without a word: it was aborted by a panic.
             Ok(Err(_)) => State::Failed(Failure::last("the workload's task ended unexpectedly")),
             Err(_) => State::Starting,
@@ -387,7 +404,7 @@ impl Host {
     }
 
     /// The state of a workload on its way out, and what a further stop cancels.
-    fn stopping(&self, id: &WorkloadId) -> Option<(watch::Receiver<State>, CancellationToken)> {
+    fn stopping(&self, id: &WorkloadId) -> Option<(progress::Receiver, CancellationToken)> {
         let table = self.table();
         let entry = table.get(id)?;
         if entry.stop.is_cancelled() {
@@ -414,15 +431,17 @@ impl Host {
             .filter(|entry| entry.is_coming() || entry.coming().is_some())
         else {
             self.admit(&spec, table.get(id), sample)?;
+            let mut wish = 0;
             let state = self.insert(table, spec, false, || {
                 if let (Some(journal), Some(request)) = (&self.0.journal, request) {
-                    journal.want(id, Some(request));
+                    wish = journal.want(id, Some(request));
                 }
             })?;
             return Ok(Registered {
                 state,
                 mine: true,
                 replaces: false,
+                wish,
             });
         };
         let next = entry.coming();
@@ -435,6 +454,7 @@ impl Host {
                 state: entry.state.clone(),
                 mine: false,
                 replaces: false,
+                wish: 0,
             });
         }
         if let Some(next) = next.filter(|next| next.spec.content == spec.content) {
@@ -442,6 +462,7 @@ impl Host {
                 state: next.state.clone(),
                 mine: false,
                 replaces: true,
+                wish: 0,
             });
         }
         self.admit(&spec, Some(entry), sample)?;
@@ -450,6 +471,7 @@ impl Host {
             state,
             mine: true,
             replaces: true,
+            wish: 0,
         })
     }
 
@@ -479,7 +501,7 @@ impl Host {
         spec: Arc<WorkloadSpec>,
         cached_first: bool,
         note: impl FnOnce(),
-    ) -> Result<watch::Receiver<State>, StartError> {
+    ) -> Result<progress::Receiver, StartError> {
         let inner = &self.0;
         if inner.draining.is_stopping() {
             return Err(StartError::Draining);
@@ -487,12 +509,17 @@ impl Host {
         if table.len() >= WORKLOADS_MAX {
             return Err(StartError::Full);
         }
-        let entry = self.launch(spec, cached_first, |_| None);
+        let mut entry = self.launch(spec, cached_first, |_| None);
         let state = entry.state.clone();
-        if let Some(failed) = table.insert(entry.spec.id.clone(), entry) {
-            // It is not to try again beside its successor.
-            failed.cancel();
+        if let Some(mut failed) = table.remove(&entry.spec.id)
+            && !failed.stop.is_cancelled()
+        {
+            if let Some(earlier) = failed.instead_of.take() {
+                earlier.cancel();
+            }
+            entry.instead_of = Some(Box::new(failed));
         }
+        table.insert(entry.spec.id.clone(), entry);
         note();
         Ok(state)
     }
@@ -504,12 +531,12 @@ impl Host {
         &self,
         spec: Arc<WorkloadSpec>,
         cached_first: bool,
-        turn: impl FnOnce(watch::Receiver<State>) -> Option<Turn>,
+        turn: impl FnOnce(progress::Receiver) -> Option<Turn>,
     ) -> Entry {
         let inner = &self.0;
         let reserved = Reserved::new(&inner.declared, spec.memory_declared);
         let stop = CancellationToken::new();
-        let (state_sender, state) = watch::channel(State::Starting);
+        let (told, state) = progress::channel(State::Starting);
         let (course_sender, course) = watch::channel(Course::new());
         let mut actor = Actor {
             shared: Arc::clone(&inner.shared),
@@ -517,17 +544,20 @@ impl Host {
             cached_first,
             turn: turn(state.clone()),
             stop: stop.clone(),
-            state: state_sender,
+            state: told,
             course: course_sender,
         };
         let (host, id, own) = (self.clone(), spec.id.clone(), state.clone());
         inner.control.spawn("workload", async move {
             // A panic is a failed workload, not a lost id.
-            let run = AssertUnwindSafe(host.keep_up(&mut actor));
-            let run = run.catch_unwind().await;
+            let run = AssertUnwindSafe(host.keep_up(&mut actor, &own));
+            if run.catch_unwind().await.is_err() {
+                let cause = "the workload's task ended unexpectedly: the host's log tells more";
+                actor.enter(State::Failed(Failure::last(cause)));
+            }
             // Whoever waits for another state learns that there will be none.
             drop(actor);
-            host.forget(&id, &own, run.is_err());
+            host.forget(&id, &own);
         });
         Entry {
             spec,
@@ -540,39 +570,56 @@ impl Host {
             before: None,
             committing: false,
             reserved,
+            instead_of: None,
         }
     }
 
-    /// Stops what was registered with `state`, as if it had never been asked for.
-    fn take_back(&self, id: &WorkloadId, state: &watch::Receiver<State>) {
+    /// Stops what was registered with `state`, as if it had never been asked for; unless it is on disk all the
+    /// same, because another start of it has put it there, and may have been acknowledged.
+    fn take_back(&self, id: &WorkloadId, state: &progress::Receiver, wish: u64) -> bool {
         let mut table = self.table();
-        let Some(entry) = table
-            .get(id)
-            .filter(|entry| entry.state.same_channel(state))
-        else {
+        let entry = table.get_mut(id).filter(|entry| entry.state.same(state));
+        let Some(entry) = entry else {
             // Somebody else decides by now.
-            return;
+            return true;
         };
-        entry.cancel();
         if let Some(journal) = &self.0.journal {
-            journal.give_up(id);
+            if journal.has(id, wish) {
+                return false;
+            }
+            journal.give_up(id, wish);
         }
-        if matches!(*state.borrow(), State::Failed(_) | State::Gone) {
+        let failed = entry.instead_of.take();
+        entry.cancel();
+        if let Some(failed) = failed {
+            let taken_back = std::mem::replace(entry, *failed);
+            entry.before = Some(taken_back.state);
+        } else if state.is(|state| matches!(state, State::Failed(_) | State::Gone)) {
             table.remove(id);
+        }
+        true
+    }
+
+    /// The start that was registered with `state` will not be taken back: what had failed before it is not to try
+    /// again beside it.
+    fn settled(&self, id: &WorkloadId, state: &progress::Receiver) {
+        let mut table = self.table();
+        let entry = table.get_mut(id).filter(|entry| entry.state.same(state));
+        if let Some(failed) = entry.and_then(|entry| entry.instead_of.take()) {
+            failed.cancel();
         }
     }
 
     /// Takes an ended workload out of the table; a failed one stays until it is asked to go.
-    fn forget(&self, id: &WorkloadId, own: &watch::Receiver<State>, panicked: bool) {
+    fn forget(&self, id: &WorkloadId, own: &progress::Receiver) {
         let mut table = self.table();
         // What was replaced is not there any more.
-        let entry = table.get(id).filter(|entry| entry.state.same_channel(own));
+        let entry = table.get(id).filter(|entry| entry.state.same(own));
         let Some(entry) = entry else { return };
-        let ended = match &*entry.state.borrow() {
+        let ended = match entry.state.get() {
             State::Gone => true,
             State::Failed(_) => entry.stop.is_cancelled(),
-            // Its task is gone, and nobody else writes the state; a newer entry's task is not.
-            _ => panicked && entry.state.has_changed().is_err(),
+            _ => false,
         };
         if ended {
             table.remove(id);
@@ -587,7 +634,7 @@ impl Host {
             let mut table = self.table();
             let noted = self.unwant(id);
             let reached = table.get_mut(id).map(|entry| {
-                let was = entry.state.borrow().clone();
+                let was = entry.state.get();
                 let all: Vec<_> = entry.states().collect();
                 // Under the lock: a start that fails now sees that it was asked to go.
                 entry.cancel();
@@ -620,7 +667,7 @@ impl Host {
                 .saturating_add(Duration::from_secs(1));
             let gone = join_all(all.into_iter().map(wait_ended));
             let _ = tokio::time::timeout(patience, gone).await;
-            self.forget(id, &own, false);
+            self.forget(id, &own);
         }
         if let Err(error) = kept {
             return unkept(id, &error);
@@ -750,7 +797,7 @@ impl Host {
             ("failed", 0),
         ];
         for entry in self.table().values() {
-            let name = match &*entry.state.borrow() {
+            let name = match entry.state.get() {
                 State::Starting => "starting",
                 State::Running => "running",
                 State::Stopping | State::Gone => "stopping",
@@ -768,8 +815,8 @@ impl Host {
     pub(crate) fn busy(&self) -> Vec<Busy> {
         let table = self.table();
         let entries = table.values().filter(|entry| {
-            let state = entry.state.borrow();
-            matches!(*state, State::Running | State::Stopping)
+            let state = entry.state.get();
+            matches!(state, State::Running | State::Stopping)
         });
         let busy = entries.map(|entry| {
             let course = entry.course.borrow();

@@ -11,9 +11,11 @@
 //! reported, never fatal. A wish is noted with [`Journal::want`] in the order of commands, and is on disk
 //! when [`Journal::flush`] returns; flushes at the same time share one commit of the directory.
 
+mod storage;
+
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,9 +24,11 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use sha2::{Digest as _, Sha256};
 use subjects::control::PAYLOAD_BYTES_MAX;
 use subjects::{WorkloadId, wire};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::identity::{kept_key, write_whole};
+use crate::identity::kept_key;
+use storage::Disk;
+pub(crate) use storage::Storage;
 
 /// The first line of an entry, with the version of its format.
 const HEADER: &[u8] = b"washlet journal 1\n";
@@ -76,12 +80,14 @@ pub enum Error {
 
 /// The journal of one host; its directory belongs to this process.
 pub struct Journal {
-    dir: PathBuf,
-    quarantine: PathBuf,
+    storage: Box<dyn Storage>,
     key: RandomizedNonceKey,
     /// What is to be on disk and is not known to be.
     pending: Mutex<HashMap<WorkloadId, Wish>>,
+    wishes: AtomicU64,
     kept: Mutex<Kept>,
+    /// What was wanted before the last start, as long as that may be given up.
+    doubts: Mutex<HashMap<WorkloadId, Doubt>>,
     /// Entries that were moved aside, now or by an earlier process.
     set_aside: AtomicU64,
     stripes: [Mutex<()>; STRIPES],
@@ -89,27 +95,51 @@ pub struct Journal {
     commits: Commits,
 }
 
-/// What is to be on disk: a request, or nothing. Shape: clones are the same wish.
-type Wish = Arc<Option<Vec<u8>>>;
+/// What is to be on disk. Shape: clones are the same wish.
+type Wish = Arc<Noted>;
+
+struct Noted {
+    /// Of a later wish a higher one; 0 for what an earlier process left.
+    number: u64,
+    /// A start request's bytes, or nothing.
+    request: Option<Vec<u8>>,
+}
+
+/// A start that may be given up.
+struct Doubt {
+    /// Its number.
+    of: u64,
+    /// What was wanted before it.
+    before: Wish,
+}
 
 /// What is on disk.
 #[derive(Default)]
 struct Kept {
-    /// By name of file, with its bytes.
-    files: HashMap<String, u64>,
+    /// By name.
+    files: HashMap<String, Written>,
     /// Of all of them.
     bytes: u64,
 }
 
+/// A file.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    bytes: u64,
+    /// The wish that is known to be on disk, and any before it.
+    number: Option<u64>,
+}
+
 impl Kept {
     fn insert(&mut self, name: String, bytes: u64) {
-        let before = self.files.insert(name, bytes).unwrap_or_default();
+        let written = self.files.entry(name).or_default();
+        let before = std::mem::replace(&mut written.bytes, bytes);
         self.bytes = self.bytes.saturating_sub(before).saturating_add(bytes);
     }
 
     fn remove(&mut self, name: &str) {
         let before = self.files.remove(name).unwrap_or_default();
-        self.bytes = self.bytes.saturating_sub(before);
+        self.bytes = self.bytes.saturating_sub(before.bytes);
     }
 
     /// Whether there is room for `bytes` under `name`.
@@ -117,7 +147,7 @@ impl Kept {
         let before = self.files.get(name);
         let others = self
             .bytes
-            .saturating_sub(before.copied().unwrap_or_default());
+            .saturating_sub(before.copied().unwrap_or_default().bytes);
         let count = self.files.len() + usize::from(before.is_none());
         count <= ENTRIES_MAX && others.saturating_add(bytes) <= JOURNAL_BYTES_MAX
     }
@@ -143,14 +173,14 @@ struct Commits {
 }
 
 impl Commits {
-    /// Waits until what this thread has changed in `dir` is on disk.
-    fn commit(&self, dir: &Path) -> io::Result<()> {
+    /// Waits until what this thread has changed in `storage` is on disk.
+    fn commit(&self, storage: &dyn Storage) -> io::Result<()> {
         // One that has begun may have missed it.
         let needed = self.begun.load(Ordering::SeqCst) + 1;
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         if *done < needed {
             let this = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            File::open(dir)?.sync_all()?;
+            storage.commit()?;
             *done = this;
         }
         Ok(())
@@ -178,15 +208,19 @@ impl Journal {
         let lost = "what was to run is not known any more";
         let key = kept_key(state, &path, lost).map_err(at(&path))?;
         let quarantine = state.join("quarantine");
-        // Not there, most often.
-        let before = fs::read_dir(&quarantine).map_or(0, Iterator::count);
+        Self::on(Box::new(Disk { dir, quarantine }), &key)
+    }
+
+    /// The journal in `storage`, sealed with `key`.
+    pub(crate) fn on(storage: Box<dyn Storage>, key: &[u8]) -> Result<Self, Error> {
         Ok(Self {
-            dir,
-            quarantine,
-            set_aside: AtomicU64::new(before as u64),
-            key: RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|_| Error::Seal)?,
+            set_aside: AtomicU64::new(storage.set_aside_before()),
+            key: RandomizedNonceKey::new(&AES_256_GCM, key).map_err(|_| Error::Seal)?,
+            storage,
             pending: Mutex::default(),
+            wishes: AtomicU64::new(0),
             kept: Mutex::default(),
+            doubts: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
             writers: Semaphore::new(WRITERS),
             commits: Commits::default(),
@@ -199,39 +233,81 @@ impl Journal {
     /// When the directory cannot be listed.
     pub fn read(&self) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
-        for file in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
-            let path = file.map_err(at(&self.dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            match self.entry(&name, &path) {
+        let dir = self.storage.path("");
+        for name in self.storage.names().map_err(at(&dir))? {
+            match self.entry(&name) {
                 Ok((entry, bytes)) => {
-                    self.kept().insert(name.into_owned(), bytes);
+                    let mut kept = self.kept();
+                    kept.insert(name.clone(), bytes);
+                    if let Some(file) = kept.files.get_mut(&name) {
+                        file.number = Some(0);
+                    }
+                    drop(kept);
                     entries.push(entry);
                 }
-                Err(reason) => self.set_aside(&name, &path, &reason),
+                Err(reason) => self.set_aside(&name, &reason),
             }
         }
         Ok(entries)
     }
 
     /// Notes what is to be on disk for `id`: `request`, a start request's bytes, or nothing.
-    pub fn want(&self, id: &WorkloadId, request: Option<Vec<u8>>) {
-        self.pending().insert(id.clone(), Arc::new(request));
+    ///
+    /// Shape: gives the number of the wish, for [`has`](Self::has).
+    pub fn want(&self, id: &WorkloadId, request: Option<Vec<u8>>) -> u64 {
+        let number = self.wishes.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_start = request.is_some();
+        let mut pending = self.pending();
+        match pending.insert(id.clone(), Arc::new(Noted { number, request })) {
+            // Not on disk yet, and counts again if this is given up. A stop never is.
+            Some(before) if is_start => {
+                let doubt = Doubt { of: number, before };
+                self.doubts().insert(id.clone(), doubt)
+            }
+            _ => self.doubts().remove(id),
+        };
+        number
     }
 
-    /// Takes a start back that was never on disk; what is there stays.
-    pub fn give_up(&self, id: &WorkloadId) {
+    /// What was last wanted for `id` is not given up any more.
+    pub(crate) fn settle(&self, id: &WorkloadId) {
+        self.doubts().remove(id);
+    }
+
+    /// Takes a start back; the next flush puts back what was wanted before.
+    ///
+    /// Shape: `number` is that of the start; nothing happens if something else is wanted since.
+    pub fn give_up(&self, id: &WorkloadId, number: u64) {
         let mut pending = self.pending();
-        if pending.get(id).is_some_and(|wish| wish.is_some()) {
-            pending.remove(id);
+        if pending.get(id).is_some_and(|wish| wish.number != number) {
+            return;
+        }
+        let mut doubts = self.doubts();
+        match doubts.get(id).is_some_and(|doubt| doubt.of == number) {
+            // Even if somebody else's flush has put it on disk meanwhile.
+            true => {
+                let before = doubts.remove(id).map(|doubt| doubt.before);
+                pending.extend(before.map(|before| (id.clone(), before)));
+            }
+            false => {
+                pending.remove(id);
+            }
         }
     }
 
     /// Whether `id` is to run after a restart.
     pub fn wants(&self, id: &WorkloadId) -> bool {
         match self.pending().get(id) {
-            Some(wish) => wish.is_some(),
+            Some(wish) => wish.request.is_some(),
             None => self.kept().files.contains_key(&name(id)),
         }
+    }
+
+    /// Whether the start of `id` with this number has come to the disk, whoever saw to it.
+    pub(crate) fn has(&self, id: &WorkloadId, number: u64) -> bool {
+        let kept = self.kept();
+        let written = kept.files.get(&name(id)).and_then(|file| file.number);
+        written.is_some_and(|written| written >= number)
     }
 
     /// Whether anything is on disk for `id`, or not known not to be.
@@ -244,13 +320,11 @@ impl Journal {
         let pending = self.pending().get(id).cloned();
         match pending {
             Some(wish) => {
-                let request = wire::WorkloadStartRequest::decode(wish.as_ref().as_deref()?).ok()?;
+                let request = wire::WorkloadStartRequest::decode(wish.request.as_deref()?).ok()?;
                 request.workload
             }
             None => {
-                let name = name(id);
-                let path = self.dir.join(&name);
-                let (entry, _) = self.entry(&name, &path).ok()?;
+                let (entry, _) = self.entry(&name(id)).ok()?;
                 Some(entry.workload)
             }
         }
@@ -277,9 +351,14 @@ impl Journal {
         // The semaphore is never closed.
         let _permit = self.writers.acquire().await;
         let (this, id) = (Arc::clone(self), id.clone());
-        let flush = tokio::task::spawn_blocking(move || this.apply(&id));
+        let (sender, applied) = oneshot::channel();
+        let apply = Box::new(move || {
+            // Whoever waited may be gone.
+            let _ = sender.send(this.apply(&id));
+        });
+        self.storage.carry_out(apply).await;
         // A panic, or a runtime that ends.
-        flush.await.unwrap_or(Err(Error::Seal))
+        applied.await.unwrap_or(Err(Error::Seal))
     }
 
     fn apply(&self, id: &WorkloadId) -> Result<(), Error> {
@@ -293,7 +372,10 @@ impl Journal {
         let Some(wish) = self.pending().get(id).cloned() else {
             return Ok(());
         };
-        self.write(name, wish.as_ref().as_deref())?;
+        self.write(id, name.clone(), &wish)?;
+        if let Some(file) = self.kept().files.get_mut(&name) {
+            file.number = Some(wish.number);
+        }
         // Only now, so that whoever asks meanwhile knows of it; and unless it is wanted otherwise by now.
         let mut pending = self.pending();
         if pending.get(id).is_some_and(|now| Arc::ptr_eq(now, &wish)) {
@@ -302,9 +384,9 @@ impl Journal {
         Ok(())
     }
 
-    fn write(&self, name: String, wish: Option<&[u8]>) -> Result<(), Error> {
-        let path = self.dir.join(&name);
-        match wish {
+    fn write(&self, id: &WorkloadId, name: String, wish: &Noted) -> Result<(), Error> {
+        let path = self.storage.path(&name);
+        match &wish.request {
             Some(request) => {
                 let sealed = self.seal(&name, request.to_vec())?;
                 let bytes = sealed.len() as u64;
@@ -314,20 +396,42 @@ impl Journal {
                 if !self.kept().has_room(&name, bytes) {
                     return Err(Error::Full);
                 }
-                write_whole(&self.dir, &path, &sealed).map_err(at(&path))?;
+                let before = self.on_disk(&name);
+                self.storage.write(&name, &sealed).map_err(at(&path))?;
+                let doubt = Doubt {
+                    of: wish.number,
+                    before,
+                };
+                let mut doubts = self.doubts();
+                // Unless something else was wanted meanwhile.
+                if doubts.get(id).is_none_or(|known| known.of < doubt.of) {
+                    doubts.insert(id.clone(), doubt);
+                }
+                drop(doubts);
                 self.kept().insert(name, bytes);
             }
             None => {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(at(&path)(error));
-                    }
-                    _ => {}
-                }
+                self.storage.remove(&name).map_err(at(&path))?;
                 self.kept().remove(&name);
             }
         }
-        self.commits.commit(&self.dir).map_err(at(&self.dir))
+        let dir = self.storage.path("");
+        self.commits.commit(&*self.storage).map_err(at(&dir))
+    }
+
+    /// The request that `name` holds, if any.
+    fn on_disk(&self, name: &str) -> Wish {
+        let there = self.kept().files.get(name).copied();
+        let entry = there.and_then(|_| self.entry(name).ok());
+        let request = entry.map(|(Entry { id, workload }, _)| {
+            let request = wire::WorkloadStartRequest {
+                workload_id: id.to_string(),
+                workload: Some(workload),
+            };
+            request.encode()
+        });
+        let number = there.and_then(|file| file.number).unwrap_or_default();
+        Arc::new(Noted { number, request })
     }
 
     fn seal(&self, name: &str, mut request: Vec<u8>) -> Result<Vec<u8>, Error> {
@@ -338,12 +442,9 @@ impl Journal {
         Ok([HEADER, nonce.as_ref(), &request].concat())
     }
 
-    fn entry(&self, name: &str, path: &Path) -> Result<(Entry, u64), String> {
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        file.take(ENTRY_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|error| error.to_string())?;
+    fn entry(&self, name: &str) -> Result<(Entry, u64), String> {
+        let read = self.storage.read(name, ENTRY_BYTES_MAX + 1);
+        let mut bytes = read.map_err(|error| error.to_string())?;
         let size = bytes.len() as u64;
         let Some(sealed) = bytes.get_mut(HEADER.len()..) else {
             return Err("it is cut short".to_owned());
@@ -372,16 +473,14 @@ impl Journal {
         Ok((Entry { id, workload }, size))
     }
 
-    fn set_aside(&self, name: &str, path: &Path, reason: &str) {
+    fn set_aside(&self, name: &str, reason: &str) {
         if name.starts_with('.') {
             // Being written when the host ended; nothing was promised yet.
-            let _ = fs::remove_file(path);
+            let _ = self.storage.remove(name);
             return;
         }
-        let aside = self.quarantine.join(name);
-        let moved = fs::create_dir_all(&self.quarantine).and_then(|()| fs::rename(path, &aside));
-        match moved {
-            Ok(()) => {
+        match self.storage.set_aside(name) {
+            Ok(aside) => {
                 self.set_aside.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     entry = name, reason, moved_to = %aside.display(),
@@ -397,6 +496,10 @@ impl Journal {
 
     fn pending(&self) -> MutexGuard<'_, HashMap<WorkloadId, Wish>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashMap<WorkloadId, Doubt>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -541,7 +644,7 @@ mod tests {
         journal.want(&id("a"), Some(request("a")));
         let refused = journal.flush(&id("a")).await;
         assert!(matches!(refused, Err(Error::Io { .. })), "{refused:?}");
-        journal.give_up(&id("a"));
+        journal.give_up(&id("a"), 1);
         assert!(!journal.knows(&id("a")));
         // There is nothing left to be done.
         journal.flush(&id("a")).await.unwrap();
@@ -558,7 +661,7 @@ mod tests {
         assert!(journal.flush(&id("a")).await.is_err());
         assert!(!journal.wants(&id("a")) && journal.knows(&id("a")));
         // What was wanted stays wanted; a start that failed does not take its place by being given up.
-        journal.give_up(&id("a"));
+        journal.give_up(&id("a"), 1);
         fs::rename(&away, &dir).unwrap();
         journal.flush(&id("a")).await.unwrap();
         assert!(!journal.knows(&id("a")));

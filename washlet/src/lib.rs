@@ -29,6 +29,8 @@ pub mod journal;
 pub mod node;
 mod pressure;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 pub mod trigger;
 mod washlet;

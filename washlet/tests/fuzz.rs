@@ -8,6 +8,8 @@ use engine::interface::Interfaces;
 use fleet::fuzz;
 use subjects::{WorkloadId, wire};
 use washlet::artifact::{Digest, Reference};
+use washlet::seal::SealKey;
+use washlet::trigger::Triggers;
 use washlet::workload::spec::{Error, Terms, WorkloadSpec};
 
 #[test]
@@ -34,6 +36,7 @@ fn fuzz_workloads() -> Result<()> {
     ];
     let interfaces = Interfaces::default();
     let backends = Plugins::new("memory").with(Memory::new(1 << 20));
+    let (triggers, key) = (Triggers::default(), SealKey::ephemeral()?);
     let id = WorkloadId::new("w")?;
     fuzz::run("workloads", &words, |input| {
         let workload = wire::Workload::decode(input).map_err(|error| report(&error))?;
@@ -41,8 +44,10 @@ fn fuzz_workloads() -> Result<()> {
             memory_bytes_max: 512 << 20,
             default_allowed_hosts: &[],
             interfaces: &interfaces,
+            triggers: &triggers,
             backends: &backends,
             ingress: true,
+            opener: &key,
         };
         match WorkloadSpec::new(id.clone(), workload.clone(), &terms) {
             Ok(spec) => {

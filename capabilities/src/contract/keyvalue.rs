@@ -18,7 +18,7 @@ use crate::plugin::Plugin;
 mod settings;
 mod watch;
 
-pub use settings::run_max_bytes;
+pub use settings::{run_bounds, run_max_bytes};
 pub use watch::run_watch;
 
 /// Runs all cases on `plugin`, its host interface configured with `settings`.
@@ -72,18 +72,6 @@ pub async fn run(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Re
         .await;
     cases
         .run("namespaces_are_apart", namespaces(plugin, settings))
-        .await;
-    cases
-        .run(
-            "an_entry_bounds_its_values",
-            settings::value_bytes(plugin, settings),
-        )
-        .await;
-    cases
-        .run(
-            "an_entry_gives_its_values_a_ttl",
-            settings::ttl(plugin, settings),
-        )
         .await;
     cases.finish()
 }

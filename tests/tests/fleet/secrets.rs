@@ -135,7 +135,7 @@ async fn secrets_that_this_host_does_not_have_are_refused() -> Result<()> {
     assert!(
         status
             .message
-            .contains("no backend 'files' on this host (there are: memory, nats)"),
+            .contains("no backend 'files' on this host (there are: memory, nats, postgres)"),
         "{}",
         status.message
     );

@@ -2,27 +2,26 @@
 //!
 //! This file and the folder beside it are all of this crate that knows the NATS client.
 
+mod bus;
 mod connect;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-pub use async_nats::Client;
-use async_nats::connection::State;
-use async_nats::{HeaderMap, Message, Subscriber};
+pub use async_nats::{Client, HeaderMap, Message, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
-use capabilities::report;
-use futures::{FutureExt, StreamExt};
+use capabilities::{BoxError, report};
+use futures::FutureExt;
 use subjects::control::{self, Command};
 use subjects::{HostId, wire::HostEvent};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::drain::Drain;
-use crate::health::{Health, Link};
+use crate::health::Health;
+pub use bus::{Bus, Incoming};
 pub(crate) use connect::slow_consumers;
 use connect::{BACKOFF, backoff};
 pub use connect::{ConnectError, connect, connect_later, connect_once, server, usable};
@@ -105,9 +104,9 @@ pub enum ControlError {
 }
 
 /// The control plane's side of a host.
-pub struct Control {
+pub struct Control<B = Client> {
     /// From [`connect`].
-    pub client: Client,
+    pub client: B,
     /// Told how this goes.
     pub health: Health,
     /// Whose commands these are.
@@ -124,7 +123,7 @@ pub struct Control {
     pub ready: Option<oneshot::Sender<()>>,
 }
 
-impl Control {
+impl<B: Bus> Control<B> {
     /// Subscribes, says so, and serves commands until `drain` stops; then says goodbye, refuses what
     /// still comes in and finishes what is in flight.
     ///
@@ -133,7 +132,7 @@ impl Control {
     pub async fn run(mut self, answer: Arc<dyn Answer>, drain: Drain) -> Result<(), ControlError> {
         let mut ready = self.ready.take();
         let client = self.client.clone();
-        self.health.watch(move || link(&client));
+        self.health.watch(move || client.link());
         let session = Arc::new(Session {
             fast: Arc::new(Semaphore::new(FAST_IN_FLIGHT)),
             stops: Arc::new(Semaphore::new(STOPS_IN_FLIGHT)),
@@ -160,7 +159,7 @@ impl Control {
                 let since = Instant::now();
                 session.control.health.hears(true);
                 if session.serve(&mut subscribed, &in_flight, &drain).await == Ended::Stopping {
-                    session.leave(subscribed, &in_flight).await;
+                    session.leave(Some(subscribed), &in_flight).await;
                     return Ok(());
                 }
                 session.control.health.hears(false);
@@ -168,7 +167,7 @@ impl Control {
                     (attempt, lost_at) = (0, None);
                 }
             }
-            if session.control.client.connection_state() == State::Connected {
+            if session.control.client.link().up {
                 let within = session.control.restore_within;
                 if lost_at.get_or_insert_with(Instant::now).elapsed() >= within {
                     let subject = control::commands_subject(&session.control.host);
@@ -178,13 +177,19 @@ impl Control {
                 lost_at = None;
             }
             attempt += 1;
-            let pause = backoff(attempt);
+            let pause = backoff(attempt, session.control.client.chance());
             tracing::warn!(
                 ?pause,
                 "lost the subscription to commands: subscribing again"
             );
             tokio::select! {
-                () = drain.stopping() => return Ok(()),
+                biased;
+                () = drain.stopping() => {
+                    if started {
+                        session.leave(None, &in_flight).await;
+                    }
+                    return Ok(());
+                }
                 () = sleep(pause) => {}
             }
         }
@@ -197,34 +202,44 @@ enum Ended {
     Lost,
 }
 
-struct Subscribed {
-    commands: Subscriber,
-    pings: Subscriber,
+struct Subscribed<I> {
+    commands: I,
+    pings: I,
 }
 
-struct Session {
-    control: Control,
+impl<I: Incoming> Subscribed<I> {
+    /// Of whichever comes first.
+    async fn next(&mut self) -> Option<Message> {
+        tokio::select! {
+            message = self.commands.next() => message,
+            message = self.pings.next() => message,
+        }
+    }
+}
+
+struct Session<B> {
+    control: Control<B>,
     answer: Arc<dyn Answer>,
     fast: Arc<Semaphore>,
     stops: Arc<Semaphore>,
     starts: Arc<Semaphore>,
 }
 
-impl Session {
-    async fn subscribe(&self) -> Option<Subscribed> {
+impl<B: Bus> Session<B> {
+    async fn subscribe(&self) -> Option<Subscribed<B::Incoming>> {
         let client = &self.control.client;
         let subscribe = async {
             let commands = client
                 .subscribe(control::commands_subject(&self.control.host))
                 .await?;
-            let pings = client.subscribe(control::PING).await?;
-            Ok::<_, async_nats::SubscribeError>(Subscribed { commands, pings })
+            let pings = client.subscribe(control::PING.to_owned()).await?;
+            Ok::<_, BoxError>(Subscribed { commands, pings })
         };
         let subscribed = timeout(SEND_WITHIN, subscribe).await.ok()?;
         let subscribed = subscribed.inspect_err(|error| tracing::debug!(%error, "not subscribed"));
         // Whoever hears of us next may ask at once: the server has to know our subscriptions by then.
         // An account may forbid inboxes, so this is worth a try and no more.
-        if timeout(ROUND_TRIP_WITHIN, round_trip(client))
+        if timeout(ROUND_TRIP_WITHIN, client.round_trip())
             .await
             .is_err()
         {
@@ -235,15 +250,15 @@ impl Session {
 
     async fn serve(
         self: &Arc<Self>,
-        from: &mut Subscribed,
+        from: &mut Subscribed<B::Incoming>,
         in_flight: &Drain,
         drain: &Drain,
     ) -> Ended {
         loop {
             let message = tokio::select! {
+                biased;
                 () = drain.stopping() => return Ended::Stopping,
-                message = from.commands.next() => message,
-                message = from.pings.next() => message,
+                message = from.next() => message,
             };
             match message {
                 Some(message) => self.take(message, in_flight).await,
@@ -322,7 +337,10 @@ impl Session {
     }
 
     async fn reply(&self, command: &Command, message: &Message, mut answered: Answered) {
-        let (bytes, max) = (answered.payload.len(), self.control.client.max_payload());
+        let (bytes, max) = (
+            answered.payload.len(),
+            self.control.client.payload_bytes_max(),
+        );
         if bytes.saturating_add(HEADER_BYTES) > max {
             let text = format!("reply of {bytes} bytes exceeds the NATS server's {max}");
             let failure = Failure {
@@ -353,19 +371,19 @@ impl Session {
         };
         let client = &self.control.client;
         let sent = match answered.failure {
-            None => timeout(SEND_WITHIN, client.publish(to, answered.payload)).await,
+            None => timeout(SEND_WITHIN, client.publish(to, None, answered.payload)).await,
             Some(failure) => {
                 let mut headers = HeaderMap::new();
                 headers.insert(control::ERROR_CODE_HEADER, failure.code.to_string());
                 headers.insert(control::RETRY_HEADER, failure.retry.to_string());
-                let publish = client.publish_with_headers(to, headers, answered.payload);
+                let publish = client.publish(to, Some(headers), answered.payload);
                 timeout(SEND_WITHIN, publish).await
             }
         };
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(command = ?name, reason = report(&error), "reply not sent");
+                tracing::warn!(command = ?name, reason = report(&*error), "reply not sent");
             }
             Err(_) => tracing::warn!(command = ?name, "reply not sent within {SEND_WITHIN:?}"),
         }
@@ -381,6 +399,7 @@ impl Session {
         let subject = control::heartbeat_subject(&self.control.host);
         loop {
             tokio::select! {
+                biased;
                 () = drain.stopping() => return,
                 _ = ticks.tick() => {}
             }
@@ -431,25 +450,26 @@ impl Session {
     /// For what is worthless later: it is not kept while the connection is down. Whether it was sent.
     async fn publish(&self, subject: &str, body: Bytes) -> bool {
         let client = &self.control.client;
-        if client.connection_state() != State::Connected {
+        if !client.link().up {
             tracing::debug!(subject, "not sent: NATS is not connected");
             return false;
         }
-        let sent = timeout(SEND_WITHIN, client.publish(subject.to_owned(), body)).await;
+        let sent = timeout(SEND_WITHIN, client.publish(subject.into(), None, body)).await;
         match &sent {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(subject, reason = report(error), "not sent"),
+            Ok(Err(error)) => tracing::warn!(subject, reason = report(&**error), "not sent"),
             Err(_) => tracing::warn!(subject, "not sent within {SEND_WITHIN:?}"),
         }
         matches!(sent, Ok(Ok(())))
     }
 
-    async fn leave(&self, mut from: Subscribed, in_flight: &Drain) {
+    async fn leave(&self, from: Option<Subscribed<B::Incoming>>, in_flight: &Drain) {
         let last_words = async {
             self.event(control::Event::Goodbye, String::new()).await;
             // An unsubscribed stream ends after what it holds already.
-            let _ = from.commands.unsubscribe().await;
-            let _ = from.pings.unsubscribe().await;
+            let Some(mut from) = from else { return };
+            from.commands.unsubscribe().await;
+            from.pings.unsubscribe().await;
             while let Some(message) = from.commands.next().await {
                 if let Some(command) = Command::parse(&self.control.host, &message.subject) {
                     self.refuse(&command, &message, "the host is draining")
@@ -472,28 +492,11 @@ impl Session {
     /// Whether all that was published has left; not waited for without a connection.
     async fn flush(&self) -> bool {
         let client = &self.control.client;
-        client.connection_state() == State::Connected
-            && matches!(timeout(SEND_WITHIN, client.flush()).await, Ok(Ok(())))
+        client.link().up && timeout(SEND_WITHIN, client.flush()).await.unwrap_or(false)
     }
 }
 
 /// Has `health` tell how `client` is, the connection that data goes over.
 pub fn show_data(health: &Health, client: Client) {
-    health.watch_data(move || link(&client));
-}
-
-fn link(client: &Client) -> Link {
-    Link {
-        up: client.connection_state() == State::Connected,
-        made: client.statistics().connects.load(Ordering::Relaxed),
-    }
-}
-
-async fn round_trip(client: &Client) {
-    let inbox = client.new_inbox();
-    if let Ok(mut own) = client.subscribe(inbox.clone()).await
-        && client.publish(inbox, Bytes::new()).await.is_ok()
-    {
-        own.next().await;
-    }
+    health.watch_data(move || client.link());
 }

@@ -12,11 +12,11 @@ use std::sync::{Arc, MutexGuard};
 
 use futures::future::BoxFuture;
 use subjects::WorkloadId;
-use tokio::sync::watch;
 
 use super::{Entry, Host, StartError};
-use crate::workload::State;
+use crate::journal;
 use crate::workload::spec::WorkloadSpec;
+use crate::workload::{State, progress};
 
 /// What a workload that replaces another waits for between being reachable and being the one.
 pub(crate) type Turn = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -27,7 +27,7 @@ pub(super) fn ended(state: &State) -> bool {
 }
 
 /// Waits until the workload of `state` is what it will be.
-pub(super) async fn wait_ended(mut state: watch::Receiver<State>) {
+pub(super) async fn wait_ended(state: progress::Receiver) {
     // An error means that its task has ended.
     let _ = state.wait_for(ended).await;
 }
@@ -35,7 +35,7 @@ pub(super) async fn wait_ended(mut state: watch::Receiver<State>) {
 impl Entry {
     /// Whether its task may still do something. Shape: one that panicked may not.
     pub(super) fn is_coming(&self) -> bool {
-        !ended(&self.state.borrow()) && self.state.has_changed().is_ok()
+        !self.state.is(ended) && !self.state.has_ended()
     }
 
     /// What is coming up to replace it.
@@ -43,16 +43,16 @@ impl Entry {
         self.next.as_deref().filter(|next| next.is_coming())
     }
 
-    /// Tells it to stop, and what is to replace it.
+    /// Tells it to stop, and what is to replace it or waits for its place.
     pub(super) fn cancel(&self) {
         self.stop.cancel();
-        if let Some(next) = &self.next {
-            next.stop.cancel();
+        for other in [&self.next, &self.instead_of].into_iter().flatten() {
+            other.stop.cancel();
         }
     }
 
     /// Everything of this id whose end a stop waits for.
-    pub(super) fn states(&self) -> impl Iterator<Item = watch::Receiver<State>> {
+    pub(super) fn states(&self) -> impl Iterator<Item = progress::Receiver> {
         let next = self.next.iter().map(|next| next.state.clone());
         let own = std::iter::once(self.state.clone());
         own.chain(next).chain(self.before.clone())
@@ -60,7 +60,7 @@ impl Entry {
 
     /// How far it is, as others see it.
     pub(super) fn shown(&self) -> State {
-        let own = self.state.borrow().clone();
+        let own = self.state.get();
         match own {
             State::Failed(_) if self.coming().is_some() => State::Starting,
             own => own,
@@ -71,12 +71,12 @@ impl Entry {
     pub(super) fn words(&self) -> String {
         let mut words = self.shown().to_string();
         let course = self.course.borrow();
-        if course.attempts > 0 && *self.state.borrow() == State::Starting {
+        if course.attempts > 0 && self.state.is(|state| *state == State::Starting) {
             let (next, reason) = (course.attempts.saturating_add(1), &course.reason);
             words = format!("{words}; attempt {next}, after: {reason}");
         }
         drop(course);
-        let next = self.next.as_ref().map(|next| next.state.borrow().clone());
+        let next = self.next.as_ref().map(|next| next.state.get());
         match next {
             Some(State::Starting | State::Running) => {
                 format!("{words}; its new content is being started")
@@ -96,7 +96,7 @@ impl Host {
         mut table: MutexGuard<'_, BTreeMap<WorkloadId, Entry>>,
         spec: Arc<WorkloadSpec>,
         request: Option<Vec<u8>>,
-    ) -> Result<watch::Receiver<State>, StartError> {
+    ) -> Result<progress::Receiver, StartError> {
         if self.0.draining.is_stopping() {
             return Err(StartError::Draining);
         }
@@ -129,39 +129,53 @@ impl Host {
     async fn take_over(
         &self,
         id: &WorkloadId,
-        state: &watch::Receiver<State>,
+        state: &progress::Receiver,
         request: Option<Vec<u8>>,
     ) -> Result<(), String> {
         let stopped = || "it was stopped while starting".to_owned();
-        {
+        let forgotten = |error: journal::Error| {
+            let error = capabilities::report(&error);
+            format!("a restart of this host would forget it: {error}")
+        };
+        // What runs is on disk before anything takes its place there, so that it can be put back.
+        self.keep(id).await.map_err(forgotten)?;
+        let number = {
             let mut table = self.table();
             let next = next(&mut table, id, state).ok_or_else(stopped)?;
             // From now on nothing but a stop comes between.
             next.committing = true;
             match (&self.0.journal, request) {
-                (Some(journal), Some(request)) => journal.want(id, Some(request)),
+                (Some(journal), Some(request)) => Some(journal.want(id, Some(request))),
                 _ => {
                     self.unwant(id);
+                    None
                 }
             }
+        };
+        if let Err(error) = self.keep(id).await {
+            {
+                let mut table = self.table();
+                next(&mut table, id, state).ok_or_else(stopped)?.committing = false;
+                if let (Some(journal), Some(number)) = (&self.0.journal, number) {
+                    journal.give_up(id, number);
+                }
+            }
+            // What goes on is what a restart is to bring back.
+            let _ = self.keep(id).await;
+            return Err(forgotten(error));
         }
-        let kept = self.keep(id).await;
         let mut table = self.table();
         let next = next(&mut table, id, state).ok_or_else(stopped)?;
         next.committing = false;
-        if let Err(error) = kept {
-            if let Some(journal) = &self.0.journal {
-                journal.give_up(id);
-            }
-            let error = capabilities::report(&error);
-            return Err(format!("a restart of this host would forget it: {error}"));
+        if let Some(journal) = &self.0.journal {
+            journal.settle(id);
         }
         let entry = table.get_mut(id).ok_or_else(stopped)?;
         let mut next = entry.next.take().ok_or_else(stopped)?;
         next.before = Some(entry.state.clone());
         std::mem::swap(&mut next.waiting, &mut entry.waiting);
         let old = std::mem::replace(entry, *next);
-        old.stop.cancel();
+        old.cancel();
         Ok(())
     }
 }
@@ -170,8 +184,8 @@ impl Host {
 fn next<'a>(
     table: &'a mut BTreeMap<WorkloadId, Entry>,
     id: &WorkloadId,
-    state: &watch::Receiver<State>,
+    state: &progress::Receiver,
 ) -> Option<&'a mut Entry> {
     let next = table.get_mut(id)?.next.as_deref_mut()?;
-    (next.state.same_channel(state) && !next.stop.is_cancelled()).then_some(next)
+    (next.state.same(state) && !next.stop.is_cancelled()).then_some(next)
 }

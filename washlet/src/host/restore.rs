@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use subjects::{WorkloadId, wire};
-use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Host, StartError};
 use crate::journal;
-use crate::workload::State;
+use crate::workload::{State, progress};
 
 /// An operator that probes less often than this was away: what it did not ask for meanwhile says nothing.
 /// Units: operators probe once a minute.
@@ -55,7 +55,7 @@ impl Host {
             self.restored().ids.insert(id.clone());
             let restoring = self.0.health.restoring();
             match self.register_again(&id, workload) {
-                Ok(Some(mut state)) => self.0.control.spawn("restore", async move {
+                Ok(Some(state)) => self.0.control.spawn("restore", async move {
                     let settled = state.wait_for(|state| *state != State::Starting);
                     // An error: its task ended, and with it the wait.
                     let _ = settled.await;
@@ -77,7 +77,7 @@ impl Host {
         &self,
         id: &WorkloadId,
         workload: wire::Workload,
-    ) -> Result<Option<watch::Receiver<State>>, StartError> {
+    ) -> Result<Option<progress::Receiver>, StartError> {
         let spec = self.spec(id, workload)?;
         let table = self.table();
         let journal = self.0.journal.as_ref();

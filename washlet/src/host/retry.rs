@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Host;
 use crate::workload::actor::{Actor, Ended};
-use crate::workload::{Failure, State};
+use crate::workload::{Failure, State, progress};
 
 /// The first and the longest pause.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -37,9 +37,17 @@ fn chance() -> f64 {
     number as f64 / 1_000.0
 }
 
+/// Whether to try again.
+enum Attempt {
+    Now,
+    /// A start that may be taken back has its place.
+    Later,
+    Never,
+}
+
 impl Host {
     /// Runs a workload until it is stopped, again and again while it fails.
-    pub(super) async fn keep_up(&self, actor: &mut Actor) {
+    pub(super) async fn keep_up(&self, actor: &mut Actor, own: &progress::Receiver) {
         let replaces = actor.turn.is_some();
         let mut attempts = 0_u32;
         while let Ended::Failed { cause, ran } = actor.run().await {
@@ -58,31 +66,39 @@ impl Host {
                 attempts,
                 next,
             }));
-            let Some(next) = next else { return };
-            tokio::select! {
-                biased;
-                () = actor.stop.cancelled() => {}
-                () = sleep_until(next) => {}
-            }
-            if !self.begin_again(actor) {
-                return;
+            let Some(mut next) = next else { return };
+            loop {
+                tokio::select! {
+                    biased;
+                    () = actor.stop.cancelled() => {}
+                    () = sleep_until(next) => {}
+                }
+                match self.begin_again(actor, own) {
+                    Attempt::Now => break,
+                    Attempt::Never => return,
+                    Attempt::Later => next = Instant::now() + PAUSE.0,
+                }
             }
         }
     }
 
     /// Begins one more attempt, unless a command came between: both under the lock under which those act.
-    fn begin_again(&self, actor: &Actor) -> bool {
-        let _table = self.table();
+    fn begin_again(&self, actor: &Actor, own: &progress::Receiver) -> Attempt {
+        let table = self.table();
         if actor.stop.is_cancelled() {
             actor.enter(State::Gone);
-            return false;
+            return Attempt::Never;
         }
         if self.0.draining.is_stopping() {
-            return false;
+            return Attempt::Never;
+        }
+        let entry = table.get(&actor.spec.id);
+        if !entry.is_some_and(|entry| entry.state.same(own)) {
+            return Attempt::Later;
         }
         self.0.health.retried();
         actor.enter(State::Starting);
-        true
+        Attempt::Now
     }
 
     /// Why a workload that this host starts again by itself does not run.
@@ -90,7 +106,7 @@ impl Host {
         let table = self.table();
         let entry = table.get(id)?;
         let course = entry.course.borrow();
-        let failing = match &*entry.state.borrow() {
+        let failing = match entry.state.get() {
             State::Failed(failure) => failure.next.is_some(),
             State::Starting => course.attempts > 0,
             _ => false,

@@ -5,8 +5,10 @@ use capabilities::{BoxError, report};
 use engine::shards::{self, Shards};
 use engine::wit::WitInterface;
 use engine::{Grant, Owner, Runnable, Turns};
-use futures::future::{join_all, try_join_all};
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all, try_join_all};
 use http::StatusCode;
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -19,8 +21,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::spec::{ComponentSpec, WorkloadSpec};
-use super::{Course, Failure, State};
-use crate::artifact::{self, Fetch, Pin as ArtifactPin, PullPolicy};
+use super::{Course, Failure, State, progress};
+use crate::artifact::{self, Fetch, PullPolicy};
 use crate::drain::Drain;
 use crate::health::{self, Answered, CLASSES, Came, Messages};
 use crate::host::{Shared, Turn};
@@ -43,7 +45,7 @@ pub(crate) struct Resolved {
 struct Attached {
     _routes: Option<Attachment>,
     _triggers: Vec<Guard>,
-    _pins: Vec<ArtifactPin>,
+    _pins: Vec<Held>,
 }
 
 /// Components of a running workload, counted for as long as it lives.
@@ -63,6 +65,34 @@ impl Drop for Running {
     }
 }
 
+/// What has to be kept while a component is used.
+pub(crate) type Held = Box<dyn Any + Send + Sync>;
+
+/// Makes the components of workloads ready to be called. The simulation has another one than [`Images`].
+pub(crate) trait Runner: Send + Sync {
+    /// Makes ready what `spec` of `actor`'s workload asks for; an error is the cause of the workload's failure.
+    fn prepare<'a>(
+        &'a self,
+        actor: &'a Actor,
+        spec: &'a ComponentSpec,
+        turns: &'a Turns,
+    ) -> BoxFuture<'a, Result<(Runnable, Held), String>>;
+}
+
+/// Components from images: pulled, compiled, linked.
+pub(crate) struct Images;
+
+impl Runner for Images {
+    fn prepare<'a>(
+        &'a self,
+        actor: &'a Actor,
+        spec: &'a ComponentSpec,
+        turns: &'a Turns,
+    ) -> BoxFuture<'a, Result<(Runnable, Held), String>> {
+        actor.prepare(spec, turns).boxed()
+    }
+}
+
 /// The task's own view of its workload.
 pub(crate) struct Actor {
     pub(crate) shared: Arc<Shared>,
@@ -73,7 +103,7 @@ pub(crate) struct Actor {
     pub(crate) turn: Option<Turn>,
     /// Told to stop when the workload is to stop.
     pub(crate) stop: CancellationToken,
-    pub(crate) state: watch::Sender<State>,
+    pub(crate) state: progress::Sender,
     pub(crate) course: watch::Sender<Course>,
 }
 
@@ -138,7 +168,7 @@ impl Actor {
                 _ => {}
             }
         });
-        self.state.send_replace(state);
+        self.state.send(state);
     }
 
     /// Runs the workload once: until it is stopped, or has failed.
@@ -202,7 +232,8 @@ impl Actor {
     ) -> Result<Attached, String> {
         let turns = self.shared.engine.turns();
         let components = self.spec.components.iter();
-        let pulls = components.map(|component| self.prepare(component, &turns));
+        let runner = &self.shared.runner;
+        let pulls = components.map(|component| runner.prepare(self, component, &turns));
         let (runnables, pins): (Vec<_>, Vec<_>) = try_join_all(pulls).await?.into_iter().unzip();
         let attached = self.attach(&runnables, in_flight, messages, fault);
         let (triggers, routes) = attached.await?;
@@ -222,7 +253,7 @@ impl Actor {
         &self,
         spec: &ComponentSpec,
         turns: &Turns,
-    ) -> Result<(Runnable, ArtifactPin), String> {
+    ) -> Result<(Runnable, Held), String> {
         let ComponentSpec { name, image, .. } = spec;
         let fetch = Fetch {
             image,
@@ -284,7 +315,7 @@ impl Actor {
         };
         self.course
             .send_modify(|course| course.components.push(resolved));
-        Ok((runnable, pin))
+        Ok((runnable, Box::new(pin)))
     }
 
     /// Lets the world in: subscriptions and triggers first, the route last, so that a workload is reachable as

@@ -10,10 +10,11 @@
 //!          Running ──────┘  └──────────► Starting
 //!        a part fails
 //! ```
-//! A workload's task is the only writer of its state; everybody else reads a `watch`. A failed workload
+//! A workload's task is the only writer of its state; everybody else reads it by `progress`. A failed workload
 //! keeps its place and is started again (`host/retry.rs`), until it is stopped.
 
 pub(crate) mod actor;
+pub(crate) mod progress;
 mod redelivery;
 pub mod sealed;
 pub mod spec;

@@ -11,6 +11,22 @@ use crate::BoxError;
 use crate::keyvalue::{Error, Guard};
 use crate::plugin::{OpenError, Plugin};
 
+/// Runs the cases of `max_value_bytes` and `ttl`, for storages that have such settings.
+///
+/// # Errors
+/// [`Failed`] names the cases that did.
+pub async fn run_bounds(
+    plugin: &dyn Plugin,
+    settings: &BTreeMap<String, String>,
+) -> Result<(), Failed> {
+    let mut cases = Cases::default();
+    let bytes = value_bytes(plugin, settings);
+    cases.run("an_entry_bounds_its_values", bytes).await;
+    let ttl = ttl(plugin, settings);
+    cases.run("an_entry_gives_its_values_a_ttl", ttl).await;
+    cases.finish()
+}
+
 /// Runs the case of `max_bytes`, for storages that have such a setting.
 ///
 /// # Errors
@@ -41,7 +57,7 @@ async fn bucket_with(
     Ok(Bucket { store, name })
 }
 
-pub(super) async fn value_bytes(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Case {
+async fn value_bytes(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Case {
     let bound = async |bytes| {
         let setting = ("max_value_bytes", bytes);
         bucket_with(plugin, settings, "value-bytes", setting).await
@@ -78,7 +94,7 @@ pub(super) async fn value_bytes(plugin: &dyn Plugin, settings: &BTreeMap<String,
     Ok(())
 }
 
-pub(super) async fn ttl(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Case {
+async fn ttl(plugin: &dyn Plugin, settings: &BTreeMap<String, String>) -> Case {
     let bucket = bucket_with(plugin, settings, "ttl", ("ttl", "2s")).await?;
     let start = Instant::now();
     bucket.set("key", "value").await?;

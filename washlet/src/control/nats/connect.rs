@@ -145,7 +145,7 @@ pub async fn connect(
         attempt += 1;
         tokio::select! {
             () = drain.stopping() => return Ok(None),
-            () = sleep(backoff(attempt)) => {}
+            () = sleep(backoff(attempt, chance())) => {}
         }
     }
 }
@@ -379,16 +379,21 @@ fn check(tls: &NatsTls) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// How long to wait after the `attempt`th failure: doubling, between half and all of it by chance.
-pub(super) fn backoff(attempt: usize) -> Duration {
+/// From 0 to 1.
+pub(super) fn chance() -> f64 {
+    // Every RandomState has keys of its own.
+    let chance = RandomState::new().build_hasher().finish() % 1000;
+    chance as f64 / 1000.0
+}
+
+/// How long to wait after the `attempt`th failure: doubling, between half and all of it by `chance`.
+pub(super) fn backoff(attempt: usize, chance: f64) -> Duration {
     let (first, longest) = BACKOFF;
     let doublings = u32::try_from(attempt.saturating_sub(1))
         .unwrap_or(u32::MAX)
         .min(16);
     let pause = first.saturating_mul(1 << doublings).min(longest);
-    // Every RandomState has keys of its own.
-    let chance = RandomState::new().build_hasher().finish() % 1000;
-    pause / 2 + (pause / 2).mul_f64(chance as f64 / 1000.0)
+    pause / 2 + (pause / 2).mul_f64(chance)
 }
 
 /// How long to wait before each attempt to connect.
@@ -427,7 +432,8 @@ impl Pauses {
             Some(_) => self.short.store(0, Ordering::Relaxed),
             None => {}
         }
-        backoff(attempt.saturating_add(self.short.load(Ordering::Relaxed)))
+        let attempts = attempt.saturating_add(self.short.load(Ordering::Relaxed));
+        backoff(attempts, chance())
     }
 }
 

@@ -9,6 +9,8 @@ mod server;
 mod tls;
 mod traffic;
 
+#[cfg(test)]
+pub(crate) use routes::Found;
 pub use routes::{Attachment, Error as NamesError, Names, Routes};
 pub use server::{Error, Server, Timeouts};
 pub use tls::Error as TlsError;
