@@ -8,9 +8,10 @@
 //! Any command wins over a pending attempt: a stop ends it, a start begins at once. What was refused is not
 //! here at all, and new content for a live id has one attempt, since what it was to replace goes on.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use subjects::{HostId, WorkloadId};
 use tokio::time::{Instant, sleep_until};
 
 use super::Host;
@@ -31,10 +32,11 @@ fn pause(attempts: u32, chance: f64) -> Duration {
     pause - (pause / 2).mul_f64(chance.clamp(0.0, 1.0))
 }
 
-/// Every `RandomState` has keys of its own.
-fn chance() -> f64 {
-    let number = RandomState::new().build_hasher().finish() % 1_000;
-    number as f64 / 1_000.0
+/// Another one for each host, workload and attempt, and always the same, so that the simulation can repeat it.
+fn chance(host: &HostId, id: &WorkloadId, attempts: u32) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    (host, id, attempts).hash(&mut hasher);
+    (hasher.finish() % 1_000) as f64 / 1_000.0
 }
 
 /// Whether to try again.
@@ -57,8 +59,8 @@ impl Host {
             attempts = attempts.saturating_add(1);
             let once = replaces && ran.is_none();
             let again = !once && !self.0.draining.is_stopping();
-            let pause = again.then(|| pause(attempts, chance()));
             let (id, workload) = (&actor.spec.id, &actor.spec.name);
+            let pause = again.then(|| pause(attempts, chance(self.id(), id, attempts)));
             tracing::warn!(%id, workload, cause, attempts, again_in = ?pause, "workload failed");
             let next = pause.map(|pause| Instant::now() + pause);
             actor.enter(State::Failed(Failure {
@@ -102,7 +104,7 @@ impl Host {
     }
 
     /// Why a workload that this host starts again by itself does not run.
-    pub fn failing(&self, id: &subjects::WorkloadId) -> Option<String> {
+    pub fn failing(&self, id: &WorkloadId) -> Option<String> {
         let table = self.table();
         let entry = table.get(id)?;
         let course = entry.course.borrow();
@@ -128,7 +130,9 @@ mod tests {
         );
         assert_eq!(pause(1, 1.0), Duration::from_millis(500));
         assert_eq!(pause(u32::MAX, 1.0), Duration::from_secs(150));
-        let chances: Vec<_> = (0..20).map(|_| chance()).collect();
+        let host = HostId::new("h").unwrap();
+        let ids = (0..20).map(|n| WorkloadId::new(format!("w-{n}")).unwrap());
+        let chances: Vec<_> = ids.map(|id| chance(&host, &id, 1)).collect();
         assert!(chances.iter().all(|chance| (0.0..1.0).contains(chance)));
         assert!(chances.iter().any(|chance| *chance != chances[0]));
     }

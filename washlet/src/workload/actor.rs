@@ -13,9 +13,10 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -160,9 +161,7 @@ impl Actor {
                 State::Failed(failure) => {
                     course.attempts = failure.attempts;
                     course.reason.clone_from(&failure.cause);
-                    let left = |next: tokio::time::Instant| {
-                        course.changed_at + (next - tokio::time::Instant::now())
-                    };
+                    let left = |next: Instant| course.changed_at + (next - Instant::now());
                     course.next_at = failure.next.map(left);
                 }
                 _ => {}
