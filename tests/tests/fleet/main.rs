@@ -40,6 +40,7 @@ mod replace;
 mod retries;
 mod sealed;
 mod secrets;
+mod soak;
 mod sql;
 mod watchers;
 
