@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use crate::{
     Options, load,
     load::{CALLERS, ROUND_MAX, Tickets},
-    postgres, proc,
+    postgres::{self, Call},
+    proc,
     report::{self, Bound, Row, Table, interleave},
 };
 
@@ -51,6 +52,7 @@ pub(crate) async fn measure(options: &Options) -> Result<Row> {
     let fleet = Fleet::start().await?;
     additions(options, &fleet, &mut row).await?;
     single(options, &fleet, &mut row).await?;
+    many(options, &fleet, &mut row).await?;
     postgres::keyvalue(options, &fleet, &mut row).await?;
     Ok(row)
 }
@@ -232,4 +234,66 @@ async fn single(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
         row.push(cpu);
     }
     Ok(())
+}
+
+/// Additions to many keys, and batches.
+async fn many(options: &Options, fleet: &Fleet, row: &mut Row) -> Result<()> {
+    let image = fleet.push("kv").await?;
+    let host = fleet.host(&[]).await?;
+    let workload = Workload::new("many")
+        .component("kv", &image, json!({}))
+        .interface("wasi:keyvalue/store,atomics,batch@0.2.0-draft", &[])
+        .http(postgres::HOST);
+    host.run_well(&workload).await?;
+    let store = store(fleet, "many").await?;
+    for (what, call) in Call::MANY {
+        let total = (options.total / 2).max(call.each() * CALLERS as u64);
+        let figures = interleave(
+            options.rounds,
+            &BOTH,
+            async |round, (_, through)| match through {
+                Through::Hosts => postgres::through(&host, call, round, total).await,
+                Through::Client => Ok((bare(&store, call, round, total).await?, None)),
+            },
+        )
+        .await?;
+        let cpu = format!("CPU time in µs each of {what}");
+        let titles = [what.to_owned(), cpu];
+        let (rates, cpu) = report::rates_and_cpu("keyvalue", titles, &BOTH, figures);
+        row.push(rates.peer(BARE));
+        row.push(cpu);
+    }
+    Ok(())
+}
+
+/// By the client alone, a batch as a call for each of its keys, all at once; gives keys per second.
+async fn bare(store: &kv::Store, call: Call, round: usize, total: u64) -> Result<f64> {
+    let calls = match call {
+        Call::SetMany | Call::GetMany => total / call.each(),
+        _ => total,
+    };
+    let turn = std::cell::Cell::new(0);
+    let rate = client(calls, async |caller| {
+        let turn = turn.replace(turn.get() + 1);
+        let keys = (0..100).map(|n| format!("many-{}", caller * 100 + n));
+        match call {
+            Call::Add(keys) => {
+                let key = format!("count-{round}-{}", turn % keys);
+                // Whoever comes second adds to what the first has made.
+                if store.create(&key, "1".into()).await.is_err() {
+                    add(store, &key).await?;
+                }
+            }
+            Call::GetMany => {
+                let values = try_join_all(keys.map(|key| store.get(key))).await?;
+                ensure!(values.iter().all(Option::is_some), "a key is gone");
+            }
+            _ => {
+                try_join_all(keys.map(|key| store.put(key, VALUE.into()))).await?;
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(rate * load::real(total) / load::real(calls))
 }

@@ -22,7 +22,7 @@ use crate::{
     report::{self, Bound, Row, interleave},
 };
 
-const HOST: &str = "kv.test";
+pub(crate) const HOST: &str = "kv.test";
 const OURS: &str = "wash host";
 const BARE: &str = "sqlx";
 
@@ -84,7 +84,7 @@ impl Storage {
 
 /// What is done to keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
+pub(crate) enum Call {
     Set,
     Get,
     /// To one of so many keys.
@@ -94,6 +94,9 @@ enum Call {
 }
 
 impl Call {
+    /// Keys by the thousand, and batches.
+    pub(crate) const MANY: [(&'static str, Self); 3] = [Self::ALL[3], Self::ALL[4], Self::ALL[5]];
+
     const ALL: [(&'static str, Self); 6] = [
         ("writes per second, 32 callers, 100 in a request", Self::Set),
         ("reads per second, 32 callers, 100 in a request", Self::Get),
@@ -113,7 +116,7 @@ impl Call {
     ];
 
     /// How many keys one request is about.
-    fn each(self) -> u64 {
+    pub(crate) fn each(self) -> u64 {
         match self {
             Self::Add(_) => 1,
             _ => EACH,
@@ -180,7 +183,7 @@ pub(crate) async fn keyvalue(options: &Options, fleet: &Fleet, row: &mut Row) ->
 }
 
 /// By the component: how many keys per second, and the host's time for each.
-async fn through(
+pub(crate) async fn through(
     host: &Washlet,
     call: Call,
     round: usize,
