@@ -77,10 +77,8 @@ impl<'a> Backend<'a> {
 
     /// Takes the host out as soon as it is not ready or says goodbye.
     async fn watch(&self, done: &AtomicBool) -> Result<()> {
-        let nats = self.host.nats();
         let subject = format!("washlet.event.{}.goodbye", self.host.id());
-        let mut goodbye = nats.subscribe(subject).await?;
-        nats.flush().await?;
+        let mut goodbye = self.host.listen(&subject).await?;
         while self.up.load(Ordering::SeqCst) && !done.load(Ordering::SeqCst) {
             let look = async {
                 sleep(LOOK_EVERY).await;

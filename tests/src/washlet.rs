@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use async_nats::Client;
+use async_nats::{Client, Subscriber};
+use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -234,6 +235,22 @@ impl Washlet {
     /// Its state directory.
     pub fn state_dir(&self) -> &Path {
         self.state.path()
+    }
+
+    /// Hears `subject` from now on: the server knows the subscription when this returns, which a flush would not
+    /// say.
+    ///
+    /// # Errors
+    /// When the server does not answer in time.
+    pub async fn listen(&self, subject: &str) -> Result<Subscriber> {
+        let heard = self.client.subscribe(subject.to_owned()).await?;
+        let inbox = self.client.new_inbox();
+        let mut own = self.client.subscribe(inbox.clone()).await?;
+        self.client.publish(inbox, Bytes::new()).await?;
+        timeout(wait::SOON, own.next())
+            .await
+            .with_context(|| format!("no round trip after subscribing to \"{subject}\""))?;
+        Ok(heard)
     }
 
     /// A client of the NATS server that the host uses.

@@ -428,11 +428,8 @@ async fn sigterm_drains_and_exits_well() -> Result<()> {
     let (fleet, mut host) = one_host(&["--drain-delay", "500ms"]).await?;
     let image = fleet.push("hostile").await?;
     host.run_well(&app("app", &image, json!({}))).await?;
-    let mut goodbye = host
-        .nats()
-        .subscribe(format!("washlet.event.{}.goodbye", host.id()))
-        .await?;
-    host.nats().flush().await?;
+    let subject = format!("washlet.event.{}.goodbye", host.id());
+    let mut goodbye = host.listen(&subject).await?;
     let port = host.http_port();
     let slow = http::get(port, HOST, "/slow?ms=2000");
     let end = async {
@@ -443,7 +440,9 @@ async fn sigterm_drains_and_exits_well() -> Result<()> {
     let (slow, status) = tokio::join!(slow, end);
     assert_eq!(slow?.body, "slow\n");
     assert_eq!(status?.code(), Some(0));
-    goodbye.next().await.context("a goodbye")?;
+    tokio::time::timeout(SOON, goodbye.next())
+        .await?
+        .context("a goodbye")?;
     Ok(())
 }
 

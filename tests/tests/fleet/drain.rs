@@ -9,6 +9,7 @@ use fleet::washlet::{Fleet, Washlet};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::admin::{ADMIN, ask};
 use crate::{HOST, app, one_host, wash};
@@ -227,10 +228,9 @@ async fn a_second_signal_ends_a_host_at_once() -> Result<()> {
     let image = fleet.push("http-hello").await?;
     host.run_well(&app("app", &image, json!({}))).await?;
     let subject = format!("washlet.event.{}.goodbye", host.id());
-    let mut goodbye = host.nats().subscribe(subject).await?;
-    host.nats().flush().await?;
+    let mut goodbye = host.listen(&subject).await?;
     host.interrupt();
-    goodbye.next().await.context("a goodbye")?;
+    timeout(SOON, goodbye.next()).await?.context("a goodbye")?;
     // Draining, it serves on.
     assert_eq!(http::get(host.http_port(), HOST, "/").await?.status, 200);
     host.terminate();

@@ -279,8 +279,7 @@ async fn a_host_that_is_short_of_memory_says_so() -> Result<()> {
     };
     let host = fleet.host(&ADMIN).await?;
     let subject = format!("washlet.event.{}.pressure", host.id());
-    let mut events = host.nats().subscribe(subject).await?;
-    host.nats().flush().await?;
+    let mut events = host.listen(&subject).await?;
     let label = async || {
         let heartbeat = host.request("heartbeat", &json!({})).await?;
         let label = heartbeat.pointer("/labels/washlet.dev~1pressure");

@@ -124,8 +124,7 @@ async fn a_component_publishes_and_asks() -> Result<()> {
     let image = fleet.push("messenger").await?;
     host.run_well(&app("app", &image, json!({})).interface(MESSAGING, &[]))
         .await?;
-    let mut heard = host.nats().subscribe("outside.>").await?;
-    host.nats().flush().await?;
+    let mut heard = host.listen("outside.>").await?;
 
     let publish = post(&host, "/publish?subject=outside.news", "news").await?;
     assert_eq!(publish, (200, String::new()));

@@ -99,8 +99,7 @@ async fn a_bucket_holds_secrets_that_only_the_host_opens() -> Result<()> {
         status.message
     );
 
-    let mut stored = host.nats().subscribe("$KV.>").await?;
-    host.nats().flush().await?;
+    let mut stored = host.listen("$KV.>").await?;
     let to_host = format!("--host {} --put vault/key", host.id());
     seal(&fleet, &to_host, "canary-1").await?;
     host.run_well(&workload).await?;
